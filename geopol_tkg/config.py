@@ -1,0 +1,73 @@
+"""Every setting with its default, once. The command line and the library both read it from here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+EntityKind = Literal["name", "code", "country"]
+RelationKind = Literal["event-code", "base-code", "root-code", "event-quad"]
+TimeSource = Literal["auto", "added", "event"]
+ModelType = Literal["tirgn", "regcn"]
+MaskMode = Literal["multiply", "exclude"]
+Precision = Literal["auto", "bf16", "f32"]
+DeviceChoice = Literal["auto", "gpu", "cpu"]
+SplitName = Literal["train", "valid", "test"]
+Protocol = Literal["single-step", "multi-step"]
+FilterName = Literal["time", "static", "raw"]
+
+DEFAULT_DATASET = "data/gdelt"
+DEFAULT_MODEL_DIR = "models/tkg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How GDELT rows become facts."""
+
+    entity: EntityKind = "name"  # which actor column names an entity
+    relation: RelationKind = "event-code"  # which event column names a relation
+    granularity: str = "1d"  # width of a time step: 15min, 1h, 1d, 1w ...
+    time: TimeSource = "auto"  # DATEADDED, SQLDATE, or by the day the row was added
+    num_days: int = 30  # the last days kept; 0 keeps all
+    max_events: int = 0  # facts kept, thinned per timestamp in proportion; 0 keeps all
+    min_mentions: int = 0  # rows with fewer NumMentions are dropped
+    min_entity_count: int = 1  # entities in fewer distinct facts are dropped, one pass
+    keep_self_pairs: bool = False  # keep rows that name the same entity twice
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of the timestamps, in order
+    seed: int = 0  # of the thinning
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What defines a network: with the arrays, all that is needed to rebuild it."""
+
+    model_type: ModelType = "tirgn"
+    num_entities: int
+    num_relations: int  # without inverses
+    embedding_dim: int = 200  # d
+    num_layers: int = 2  # graph convolutions per snapshot
+    num_channels: int = 50  # of the decoder's convolution
+    kernel_width: int = 3  # of the decoder's convolution
+    dropout: float = 0.2  # graph layers, decoder input, feature map, hidden
+    history_length: int = 7  # k, snapshots evolved
+    history_rate: float = 0.3  # weight of the history (copy) mode, TiRGN
+    history_window: int = 50  # steps the history vocabulary looks back; 0 = all
+    history_mask_mode: MaskMode = "multiply"  # what the mask does to unseen entities, TiRGN
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained."""
+
+    epochs: int = 100
+    lr: float = 1e-3
+    batch_size: int = 1024  # queries per optimiser step; 0 = a whole timestamp
+    patience: int = 15  # epochs without a better valid MRR
+    eval_interval: int = 1  # epochs between validations
+    checkpoint_interval: int = 10  # epochs between saves of the last state
+    grad_clip: float = 1.0  # global norm
+    weight_decay: float = 1e-5  # L2, added to the gradient
+    task_weight: float = 0.7  # entity loss; relation loss has the rest
+    precision: Precision = "auto"  # of matrix products; auto = bf16 on GPU, f32 on CPU
+    remat: bool | None = None  # recompute the evolution in the backward pass; None = on GPU
+    device: DeviceChoice = "auto"
+    seed: int = 0
+    max_time: float = 0.0  # seconds after which training stops and saves; 0 = none

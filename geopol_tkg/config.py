@@ -35,6 +35,9 @@ class IngestConfig:
     seed: int = 0  # of the thinning
 
 
+SAMPLE_CONFIG = IngestConfig(granularity="1h", num_days=0)  # of the bundled sample
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What defines a network: with the arrays, all that is needed to rebuild it."""

@@ -105,9 +105,7 @@ class HistoryVocabulary:
         relation_keys = subject * num_entities + object_
         object_order, relation_order = orders or (
             None if window else _first_occurrences(object_keys * num_entities + object_, time, object_keys),
-            None
-            if window
-            else _first_occurrences(relation_keys * 2 * num_relations + relation, time, relation_keys),
+            None if window else _first_occurrences(relation_keys * 2 * num_relations + relation, time, relation_keys),
         )
         return cls(
             objects=HistoryIndex.build(object_keys, time, object_, order=object_order),
@@ -159,7 +157,7 @@ class HistoryVocabulary:
         if not path.is_file():
             raise DataError(f"{path}: no history vocabulary; run geopol-tkg vocab")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if int(arrays["format_version"]) != FORMAT_VERSION:
                     raise DataError(f"{path}: another format version; run geopol-tkg vocab again")
                 if str(arrays["dataset_hash"]) != dataset.content_hash:

@@ -73,7 +73,6 @@ class TimeAxis:
         difference = self.origin - other.origin
         if difference % self.step:
             raise DataError(
-                f"time steps begin at {self.label(0)}, the checkpoint's at {other.label(0)}: "
-                "they do not align"
+                f"time steps begin at {self.label(0)}, the checkpoint's at {other.label(0)}: they do not align"
             )
         return difference // self.step

@@ -1,0 +1,5 @@
+"""``python -m geopol_tkg``."""
+
+from geopol_tkg.cli import main
+
+main()

@@ -1,0 +1,221 @@
+"""Checkpoints: plain arrays in an .npz and all else in a .json beside it.
+
+The .json names the .npz by its digest and is replaced last, so it commits the pair.
+"""
+
+import hashlib
+import io
+import json
+import platform
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.dataset import Dataset, Split
+from geopol_tkg.data.files import replace_file, write_json
+from geopol_tkg.data.time_axis import TimeAxis
+from geopol_tkg.errors import CheckpointError
+from geopol_tkg.models.network import Network, build_network
+
+FORMAT_VERSION = 1
+_ENVIRONMENT = ("geopol-tkg", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network with all that gives its numbers a meaning.
+
+    Attributes:
+        config: the network.
+        settings: the training settings, resolved.
+        arrays: parameters and running statistics by readable key (``encoder/layers/0/message_weight``).
+        trained_entities: bool [n], entities with a fact in the train split.
+        dataset: content hash, split, labels' kinds, time axis and path of the training dataset.
+        resume: what else a run needs to go on; its arrays stand under ``optimiser/``.
+    """
+
+    config: ModelConfig
+    settings: dict[str, Any]
+    epoch: int
+    metrics: dict[str, Any]
+    entity_to_id: dict[str, int]
+    relation_to_id: dict[str, int]
+    dataset: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    trained_entities: np.ndarray
+    resume: dict[str, Any] | None = None
+    optimiser: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def time_axis(self) -> TimeAxis:
+        return TimeAxis(self.dataset["origin"], self.dataset["step"], self.dataset["granularity"])
+
+    @property
+    def split(self) -> Split:
+        return Split(self.dataset["valid_start"], self.dataset["test_start"])
+
+    def network(self) -> tuple[nnx.GraphDef[Network], Any]:
+        """Structure and state of the trained network.
+
+        Raises:
+            CheckpointError: arrays are missing, left over or of another shape.
+        """
+        skeleton = nnx.eval_shape(lambda: build_network(self.config, key=jax.random.key(0)))
+        graphdef, state = nnx.split(skeleton)
+        return graphdef, fill(state, self.arrays)
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint records of the dataset it was trained on."""
+    return {
+        "content_hash": dataset.content_hash,
+        "path": None if dataset.path is None else str(dataset.path.resolve()),
+        "entity": dataset.entity_kind,
+        "relation": dataset.relation_kind,
+        "origin": dataset.time_axis.origin,
+        "step": dataset.time_axis.step,
+        "granularity": dataset.time_axis.granularity,
+        "valid_start": dataset.split.valid_start,
+        "test_start": dataset.split.test_start,
+        "counts": dataset.counts(),
+    }
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves of a pytree by readable path, on the host."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def fill(skeleton: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The skeleton with its leaves taken from arrays.
+
+    Raises:
+        CheckpointError: an array is missing, left over, or of another shape or type.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
+    wanted = {_name(path): leaf for path, leaf in leaves}
+    if missing := sorted(wanted.keys() - arrays.keys()):
+        raise CheckpointError(f"checkpoint lacks array {missing[0]} ({len(missing)} missing)")
+    if extra := sorted(arrays.keys() - wanted.keys()):
+        raise CheckpointError(f"checkpoint has unexpected array {extra[0]} ({len(extra)} left over)")
+    for name, leaf in wanted.items():
+        found = arrays[name]
+        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            raise CheckpointError(
+                f"checkpoint array {name} is {found.dtype}{list(found.shape)}, wanted {leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree_util.tree_unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in wanted])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path]
+    return "/".join(part for part in parts if part != "value")
+
+
+def checkpoint_paths(stem: Path) -> tuple[Path, Path]:
+    """The .npz and the .json of a checkpoint named by its stem, its .npz or its .json."""
+    if stem.suffix in (".npz", ".json"):
+        stem = stem.with_suffix("")
+    return stem.with_name(f"{stem.name}.npz"), stem.with_name(f"{stem.name}.json")
+
+
+def save_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
+    """Write ``<stem>.npz``, then ``<stem>.json``; neither is ever seen half-written."""
+    npz_path, json_path = checkpoint_paths(stem)
+    arrays = {"trained_entities": checkpoint.trained_entities, **checkpoint.arrays}
+    arrays |= {f"optimiser/{name}": array for name, array in checkpoint.optimiser.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    content = buffer.getbuffer()
+    with replace_file(npz_path) as file:
+        file.write(content)
+    write_json(json_path, _describe(checkpoint, arrays) | {"sha256": hashlib.sha256(content).hexdigest()})
+
+
+def _describe(checkpoint: Checkpoint, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_type": checkpoint.config.model_type,
+        "epoch": checkpoint.epoch,
+        "metrics": checkpoint.metrics,
+        "config": asdict(checkpoint.config),
+        "settings": checkpoint.settings,
+        "entity_to_id": checkpoint.entity_to_id,
+        "relation_to_id": checkpoint.relation_to_id,
+        "dataset": checkpoint.dataset,
+        "environment": {"python": platform.python_version()} | {name: version(name) for name in _ENVIRONMENT},
+        "resume": checkpoint.resume,
+        "arrays": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
+    }
+
+
+def load_checkpoint(stem: Path) -> Checkpoint:
+    """Read a checkpoint; executes no code from it.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another format version, or its two files do not
+            belong together.
+    """
+    npz_path, json_path = checkpoint_paths(stem)
+    manifest = _read_manifest(json_path)
+    arrays = _read_arrays(npz_path, manifest)
+    optimiser = {n.removeprefix("optimiser/"): arrays.pop(n) for n in list(arrays) if n.startswith("optimiser/")}
+    try:
+        known = {f.name for f in fields(ModelConfig)}
+        if unknown := manifest["config"].keys() - known:
+            raise CheckpointError(f"{json_path}: unknown config entries {sorted(unknown)}")
+        return Checkpoint(
+            config=ModelConfig(**manifest["config"]),
+            trained_entities=arrays.pop("trained_entities"),
+            arrays=arrays,
+            optimiser=optimiser,
+            **{
+                name: manifest[name]
+                for name in (
+                    "settings",
+                    "epoch",
+                    "metrics",
+                    "entity_to_id",
+                    "relation_to_id",
+                    "dataset",
+                    "resume",
+                )
+            },
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{json_path}: not a complete checkpoint ({error})") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no checkpoint here; run geopol-tkg train first")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    found = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if found != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version {found}, wanted {FORMAT_VERSION}")
+    return manifest
+
+
+def _read_arrays(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+        raise CheckpointError(f"{path}: does not belong to its .json, or is damaged (sha256 differs)")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path}: not plain arrays ({error})") from error

@@ -1,0 +1,13 @@
+"""The command line. One file per command; each body imports what it needs, so --help is instant."""
+
+import sys
+
+from geopol_tkg.cli import compare, convert, evaluate, ingest, predict, train, vocab  # noqa: F401
+from geopol_tkg.cli._app import app, run_app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_app())

@@ -1,0 +1,126 @@
+"""``geopol-tkg eval``: a model's MRR and Hits@K on a split."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geopol_tkg.cli import _options as opt
+from geopol_tkg.cli._app import (
+    DataOption,
+    JsonFlag,
+    Output,
+    QuietFlag,
+    StopSignals,
+    VerboseFlag,
+    app,
+    new_table,
+    plain,
+)
+from geopol_tkg.config import FilterName, Protocol, SplitName
+
+if TYPE_CHECKING:
+    from geopol_tkg.evaluation.results import Ranks
+
+METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
+
+
+@app.command("eval")
+def command(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            help="Checkpoint, or a baseline by name: recurrency (fitted on valid), "
+            "recurrency:LAMBDA,ALPHA, frequency. (default: the best checkpoint in models/tkg)",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOption = None,
+    split: Annotated[SplitName, typer.Option(help="Which split.")] = "test",
+    protocol: Annotated[
+        Protocol,
+        typer.Option(help="single-step sees all facts before a query, multi-step none of the split."),
+    ] = "single-step",
+    filter: Annotated[
+        FilterName,
+        typer.Option(help="Other true answers taken out: of the same time, of any time (static), none (raw)."),
+    ] = "time",
+    ranks: Annotated[Path | None, typer.Option(help="Parquet file for one row per query.")] = None,
+    device: opt.DeviceOption = "auto",
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Measure a model: all queries of a split, both directions, time-aware filter, realistic ties."""
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    opt.choose_device(device)
+    name = checkpoint or str(opt.default_checkpoint(output))
+    result, content = evaluate_named(name, data=data, split=split, protocol=protocol, filter_name=filter, output=output)
+    if ranks is not None:
+        _write_ranks(result, ranks)
+        output.note(f"{len(result.rank):,} ranks in {ranks}")
+    output.result(content, metrics_table(content))
+
+
+def evaluate_named(
+    name: str,
+    *,
+    data: Path | None,
+    split: SplitName,
+    protocol: Protocol,
+    filter_name: FilterName,
+    output: Output,
+) -> tuple["Ranks", dict[str, Any]]:
+    """Rank a checkpoint or baseline by name; its ranks and the command's JSON."""
+    from geopol_tkg.cli._models import open_model
+    from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
+
+    with StopSignals() as signals:
+        model = open_model(name, data, split=split, protocol=protocol, output=output)
+        try:
+            result = evaluate(
+                model.forecaster,
+                model.dataset,
+                split=split,
+                filter=filter_name,
+                known_entities=model.known_entities,
+                should_stop=lambda: bool(signals),
+            )
+        except Interrupted:
+            raise typer.Exit(signals.exit_code) from None
+    content = {
+        "model": model.name,
+        "split": split,
+        "protocol": protocol,
+        "filter": filter_name,
+        **result.metrics(),
+        "dataset": model.dataset_hash,
+    }
+    return result, content | model.unknown_labels
+
+
+def metrics_table(content: dict[str, Any]) -> Any:
+    """Metrics over all queries, by direction and by stratum."""
+    protocol = f"{content['split']}, {content['protocol']}, {content['filter']} filter, both directions"
+    table = new_table(f"{plain(content['model'])} on {protocol}", "queries", "count", *METRICS)
+    rows = {"all": content, "object (s, r, ?)": content["object"], "subject (?, r, o)": content["subject"]}
+    rows |= {name.replace("_", " "): part for name, part in content["strata"].items()}
+    for name, part in rows.items():
+        table.add_row(name, f"{part['num_queries']:,}", *(format_metric(part[m]) for m in METRICS))
+    return table
+
+
+def format_metric(value: float | None) -> str:
+    """Four digits; a dash where a stratum has no queries."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value <= 1 else f"{value:.1f}"
+
+
+def _write_ranks(ranks: "Ranks", path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from geopol_tkg.data.files import replace_file
+
+    with replace_file(path) as file:
+        pq.write_table(ranks.to_table(), file, compression="zstd")

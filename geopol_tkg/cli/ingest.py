@@ -1,0 +1,95 @@
+"""``geopol-tkg ingest``: GDELT events to a dataset."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geopol_tkg.cli import _options as opt
+from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.config import DEFAULT_DATASET, IngestConfig
+
+if TYPE_CHECKING:
+    from geopol_tkg.data.dataset import Dataset
+
+
+@app.command("ingest")
+def command(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Event files, folders, globs, s3:// or gs:// addresses, a quadruple folder, or 'sample'."),
+    ],
+    out: Annotated[Path, typer.Option(help="Dataset directory to write.")] = Path(DEFAULT_DATASET),
+    entity: opt.EntityOption = opt.INGEST.entity,
+    relation: opt.RelationOption = opt.INGEST.relation,
+    granularity: opt.GranularityOption = opt.INGEST.granularity,
+    time: opt.TimeOption = opt.INGEST.time,
+    num_days: opt.NumDaysOption = opt.INGEST.num_days,
+    max_events: opt.MaxEventsOption = opt.INGEST.max_events,
+    min_mentions: opt.MinMentionsOption = opt.INGEST.min_mentions,
+    min_entity_count: opt.MinEntityCountOption = opt.INGEST.min_entity_count,
+    keep_self_pairs: opt.SelfPairsOption = opt.INGEST.keep_self_pairs,
+    split: opt.SplitOption = opt.DEFAULT_SPLIT,
+    seed: Annotated[int, typer.Option(help="Of the thinning by --max-events.")] = opt.INGEST.seed,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Turn GDELT event files into a dataset: labels, facts, time steps and the split.
+
+    Reads parquet and CSV with BigQuery, gdeltPyR or GDELT column names, export files of GDELT 1.0 and
+    2.0 (plain, .zip, .gz), processed events (entity1, relation, entity2, timestamp), and quadruple
+    folders (train.txt, valid.txt, test.txt).
+    """
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    config = IngestConfig(
+        entity=entity,
+        relation=relation,
+        granularity=granularity,
+        time=time,
+        num_days=num_days,
+        max_events=max_events,
+        min_mentions=min_mentions,
+        min_entity_count=min_entity_count,
+        keep_self_pairs=keep_self_pairs,
+        split=opt.parse_split(split),
+        seed=seed,
+    )
+    dataset = ingest_to(sources, config, out, output)
+    content = summary(dataset, out)
+    output.result(content, _table(content))
+
+
+def ingest_to(sources: list[str], config: IngestConfig, out: Path, output: Output) -> "Dataset":
+    """Ingest, write the dataset directory, and load it from there."""
+    from geopol_tkg.data.dataset import Dataset
+    from geopol_tkg.data.ingest import ingest
+
+    dataset = ingest(sources, config, progress=output.note)
+    dataset.save(out)
+    return Dataset.load(out)
+
+
+def summary(dataset: "Dataset", out: Path) -> dict[str, Any]:
+    """The command's JSON."""
+    rows = dataset.details["rows"]
+    return {
+        **dataset.counts(),
+        "rows_read": rows["read"],
+        "rows_dropped": rows["dropped"],
+        "gaps": dataset.details["gaps"],
+        "out": str(out),
+    }
+
+
+def _table(content: dict[str, Any]) -> Any:
+    table = new_table(f"Dataset {plain(content['out'])}", "", "count")
+    for name in ("facts", "entities", "relations", "timestamps", "train", "valid", "test", "rows_read"):
+        table.add_row(name.replace("_", " "), f"{content[name]:,}")
+    for reason, rows in content["rows_dropped"].items():
+        table.add_row(f"dropped: {reason.replace('_', ' ')}", f"{rows:,}")
+    gaps = content["gaps"]
+    for name in gaps:
+        value = gaps[name]
+        table.add_row(f"gaps: {name.replace('_', ' ')}", f"{value if isinstance(value, int) else len(value):,}")
+    return table

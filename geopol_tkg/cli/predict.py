@@ -1,0 +1,51 @@
+"""``geopol-tkg predict``: ranked forecasts by label."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geopol_tkg.cli import _options as opt
+from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+
+
+@app.command("predict")
+def command(
+    entity: Annotated[str, typer.Argument(metavar="SUBJECT", help="Entity label; the object with --object.")],
+    relation: Annotated[str, typer.Argument(help="Relation label.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint. (default: the best one in models/tkg)", show_default=False),
+    ] = None,
+    data: DataOption = None,
+    rank_subjects: Annotated[bool, typer.Option("--object", help="SUBJECT is the object; rank subjects.")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(help="Time to forecast, from the facts before it. (default: the next step)", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates shown.")] = 10,
+    device: opt.DeviceOption = "auto",
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Rank who comes next: (SUBJECT, RELATION, ?) at the next time step."""
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    opt.choose_device(device)
+    stem = checkpoint or opt.default_checkpoint(output)
+    from geopol_tkg.forecasts import load_model, predict
+
+    model = load_model(stem, None if data is None else opt.open_dataset(data))
+    content = predict(model, entity, relation, direction="subject" if rank_subjects else "object", at=at, top=top)
+    output.result(content, _table(content, rank_subjects))
+
+
+def _table(content: dict[str, Any], rank_subjects: bool) -> Any:
+    asked = "subject" if rank_subjects else "object"
+    given = content["object"] if rank_subjects else content["subject"]
+    query = f"(?, {content['relation']}, {given})" if rank_subjects else f"({given}, {content['relation']}, ?)"
+    table = new_table(plain(f"{query} at {content['time']}"), asked, "probability", "seen before", "last seen")
+    for row in content["predictions"]:
+        seen = "yes" if row["seen_before"] else "no"
+        table.add_row(plain(row[asked]), f"{row['probability']:.4f}", seen, plain(row["last_seen"] or "–"))
+    return table

@@ -1,0 +1,84 @@
+"""Facts of each timestamp as flat, padded arrays that a device can cut windows from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from geopol_tkg.config import ModelType
+from geopol_tkg.data.dataset import with_inverses
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Columns of variable-length rows laid end to end; row ``i`` is ``starts[i]:starts[i + 1]``.
+
+    Columns carry ``max(lengths)`` entries of padding, so that a slice of that size fits anywhere.
+    """
+
+    columns: tuple[np.ndarray, ...]
+    starts: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    @classmethod
+    def build(cls, row: np.ndarray, num_rows: int, *columns: np.ndarray) -> "Ragged":
+        """Lay out columns whose entries are already sorted by their row number."""
+        starts = np.searchsorted(row, np.arange(num_rows + 1)).astype(np.int32)
+        padding = int(np.diff(starts).max(initial=1))
+        return cls(tuple(np.pad(column, (0, padding)) for column in columns), starts)
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Message edges, connected entities and relation members of every timestamp.
+
+    Attributes:
+        times: int32 [t], the timestamps, ascending.
+        edges: per snapshot ``(subject, relation, slot)`` in both directions, sorted by slot: the
+            position of the object among the snapshot's connected entities.
+        connected: per snapshot ``(entity, degree)``, ascending; the degree counts both directions.
+        members: per snapshot distinct ``(relation, entity)``, sorted by relation (without
+            inverses): the entities that give a relation its context.
+    """
+
+    times: np.ndarray
+    edges: Ragged
+    connected: Ragged
+    members: Ragged
+
+    @classmethod
+    def build(cls, facts: np.ndarray, *, num_relations: int, model_type: ModelType) -> "Snapshots":
+        """Arrange facts [f, 4]; RE-GCN counts subjects and objects as members, TiRGN subjects."""
+        times, ordinal = np.unique(facts[:, 3], return_inverse=True)
+        both = with_inverses(facts, num_relations)
+        order = np.lexsort((both[:, 2], np.tile(ordinal, 2)))
+        both, row = both[order], np.tile(ordinal, 2)[order]
+        connected, slot = _connected(row, both[:, 2], len(times))
+        edges = Ragged.build(row, len(times), both[:, 0], both[:, 1], slot)
+        sides = (0, 2) if model_type == "regcn" else (0,)
+        members = _members(facts, ordinal, len(times), sides)
+        return cls(times.astype(np.int32), edges, connected, members)
+
+    def before(self, time: int, history_length: int) -> np.ndarray:
+        """Ordinals of the last ``history_length`` snapshots before a time; -1 pads at the front."""
+        end = int(np.searchsorted(self.times, time))
+        ordinals = np.arange(end - history_length, end)
+        return np.where(ordinals >= 0, ordinals, -1).astype(np.int32)
+
+
+def _connected(row: np.ndarray, entity: np.ndarray, num_rows: int) -> tuple[Ragged, np.ndarray]:
+    """Distinct entities per row of edges sorted by (row, entity), and each edge's slot among them."""
+    new_row = np.diff(row, prepend=-1) != 0
+    first = new_row | (np.diff(entity, prepend=-1) != 0)
+    position = np.cumsum(first) - 1
+    degree = np.bincount(position).astype(np.float32)
+    connected = Ragged.build(row[first], num_rows, entity[first], degree)
+    return connected, (position - connected.starts[row]).astype(np.int32)
+
+
+def _members(facts: np.ndarray, ordinal: np.ndarray, num_rows: int, sides: tuple[int, ...]) -> Ragged:
+    triples = np.concatenate([np.stack([ordinal, facts[:, 1], facts[:, side]], axis=1) for side in sides])
+    row, relation, entity = np.unique(triples, axis=0).astype(np.int32).T
+    return Ragged.build(row, num_rows, relation, entity)

@@ -1,0 +1,169 @@
+"""Walks a split in time order and ranks every query, by the protocol of the documentation.
+
+For each timestamp the forecaster scores all entities for every fact in both directions; other true
+answers are filtered out, and the target is ranked among the rest. JAX scores are ranked on their device.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from geopol_tkg.config import FilterName, SplitName
+from geopol_tkg.data.dataset import Dataset, with_inverses
+from geopol_tkg.data.history import HistoryIndex
+from geopol_tkg.errors import DataError, GeopolTkgError
+from geopol_tkg.evaluation.ranking import rank_counts, ranks, target_scores
+from geopol_tkg.evaluation.results import Ranks
+from geopol_tkg.models.base import Forecaster, ScoreFunction
+
+_FEWEST_PAIRS = 64  # padded lists of excluded pairs are at least this long, so that few shapes compile
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """The caller asked to stop."""
+
+
+class ScoreError(GeopolTkgError):
+    """A forecaster gave scores that cannot be ranked."""
+
+
+def evaluate(
+    forecaster: Forecaster,
+    dataset: Dataset,
+    *,
+    split: SplitName = "test",
+    filter: FilterName = "time",
+    block_size: int = 256,
+    known_entities: np.ndarray | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ranks:
+    """Rank all queries of a split.
+
+    Args:
+        filter: which other true answers are no candidates: those of the same time, of any time, none.
+        block_size: queries scored at once; blocks are padded to it.
+        known_entities: bool [n], what the forecaster was trained on; by default, what train facts name.
+        should_stop: asked before each block.
+        progress: called with the queries done and their total after each timestamp.
+
+    Raises:
+        DataError: the split is empty.
+        ScoreError: a score is NaN.
+        Interrupted: ``should_stop`` said so.
+    """
+    facts = dataset.facts_of(split)
+    if not len(facts):
+        raise DataError(f"the {split} split is empty: nothing to evaluate")
+    answers = _Answers(dataset, facts, filter)
+    counted = []
+    done = 0
+    for time, queries in _timestamps(facts, dataset.num_relations):
+        score = forecaster.at(time)
+        blocks = []
+        for start in range(0, len(queries), block_size):
+            if should_stop is not None and should_stop():
+                raise Interrupted
+            blocks.append(_rank_block(score, queries[start : start + block_size], block_size, answers))
+        counted.append(_gather(blocks, f"{forecaster.name} at {dataset.time_axis.label(time)}"))
+        done += len(queries)
+        if progress is not None:
+            progress(done, 2 * len(facts))
+    return Ranks.of(dataset, facts, np.concatenate(counted, axis=1), horizon=forecaster.horizon, known=known_entities)
+
+
+def _timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Each time index with its queries ``(s, r, o, t)`` in both directions, objects first: int32 [q, 4]."""
+    times, starts = np.unique(facts[:, 3], return_index=True)
+    for time, part in zip(times.tolist(), np.split(facts, starts[1:]), strict=True):
+        yield time, with_inverses(part, num_relations)
+
+
+class _Answers:
+    """The true objects of a query that the filter takes out of the candidates."""
+
+    def __init__(self, dataset: Dataset, facts: np.ndarray, filter: FilterName) -> None:
+        self._num_relations = dataset.num_relations
+        self._by_time = filter != "static"
+        if filter == "static":
+            facts = _timeless(dataset.facts)
+        if filter == "raw":
+            facts = facts[:0]
+        known = with_inverses(facts, dataset.num_relations)
+        self._index = HistoryIndex.build(self._keys(known), known[:, 3], known[:, 2])
+
+    def _keys(self, queries: np.ndarray) -> np.ndarray:
+        return queries[:, 0].astype(np.int64) * 2 * self._num_relations + queries[:, 1]
+
+    def others(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Query number and entity of every excluded candidate of queries [b, 4]; never a target."""
+        time = queries[:, 3] if self._by_time else np.zeros(len(queries), np.int32)
+        rows, objects = self._index.sparse(self._index.slices(self._keys(queries), time, time + 1))
+        kept = objects != queries[rows, 2]
+        return rows[kept], objects[kept]
+
+
+def _timeless(facts: np.ndarray) -> np.ndarray:
+    """Distinct ``(s, r, o)``, all at time 0."""
+    return np.unique(facts * np.array([1, 1, 1, 0], facts.dtype), axis=0)
+
+
+def _rank_block(
+    score: ScoreFunction, queries: np.ndarray, block_size: int, answers: _Answers
+) -> tuple[int, Any, np.ndarray]:
+    """Number of queries, counted candidates [4, block_size] and numbers of excluded ones [b]."""
+    rows, columns = answers.others(queries)
+    padding = np.repeat(queries[:1], block_size - len(queries), axis=0)
+    subjects, relations, targets, _ = np.concatenate([queries, padding]).T
+    scores = score(subjects, relations)
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(scores, jax.Array):
+        counted = _device_counter()(scores, targets, *_padded(rows, columns, block_size))
+    else:
+        excluded = np.zeros(scores.shape, bool)
+        excluded[rows, columns] = True
+        counted = _count(scores, targets, excluded)
+    return len(queries), counted, np.bincount(rows, minlength=len(queries))
+
+
+def _count(scores: Any, targets: Any, excluded: Any) -> tuple[Any, Any, Any, Any]:
+    """Candidates above and equal to the target, the target's score, whether a score is NaN: four [b]."""
+    is_nan = (scores != scores).any(axis=1)
+    return *rank_counts(scores, targets, excluded), target_scores(scores, targets), is_nan
+
+
+@functools.cache
+def _device_counter() -> Callable[..., Any]:
+    """:func:`_count` for JAX arrays, with excluded pairs instead of a mask; rows out of range are padding."""
+    import jax
+    import jax.numpy as jnp
+
+    def count(scores: Any, targets: Any, rows: Any, columns: Any) -> tuple[Any, Any, Any, Any]:
+        excluded = jnp.zeros(scores.shape, bool).at[rows, columns].set(True, mode="drop")
+        return _count(scores, targets, excluded)
+
+    return jax.jit(count)
+
+
+def _padded(rows: np.ndarray, columns: np.ndarray, out_of_range: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs padded to a power of two with rows that do not exist."""
+    size = max(_FEWEST_PAIRS, 1 << max(len(rows) - 1, 0).bit_length())
+    padding = size - len(rows)
+    return (
+        np.pad(rows, (0, padding), constant_values=out_of_range).astype(np.int32),
+        np.pad(columns, (0, padding)).astype(np.int32),
+    )
+
+
+def _gather(blocks: list[tuple[int, Any, np.ndarray]], place: str) -> np.ndarray:
+    """Rank, target score and number of excluded candidates of a timestamp's queries: float64 [3, q]."""
+    parts = []
+    for size, counted, excluded in blocks:
+        greater, equal, score, is_nan = (np.asarray(array)[:size] for array in counted)
+        if is_nan.any():
+            raise ScoreError(f"{place}: NaN among the scores of {int(is_nan.sum())} queries; nothing to rank")
+        parts.append(np.stack([ranks(greater, equal), score.astype(np.float64), excluded]))
+    return np.concatenate(parts, axis=1)

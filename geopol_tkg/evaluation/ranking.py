@@ -1,0 +1,44 @@
+"""From scores to ranks to metrics. Operators and methods only: NumPy and traced JAX arrays alike."""
+
+from typing import Any, Literal
+
+import numpy as np
+
+RankKind = Literal["realistic", "optimistic", "pessimistic"]
+METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
+
+
+def rank_counts(scores: Any, targets: Any, excluded: Any) -> tuple[Any, Any]:
+    """How many other candidates score above, and equal to, the target: two int arrays [b].
+
+    Args:
+        scores: [b, n], higher is better, no NaN.
+        targets: int [b].
+        excluded: bool [b, n], candidates that are filtered out; never the target.
+    """
+    wanted = target_scores(scores, targets)[:, None]
+    greater = ((scores > wanted) & ~excluded).sum(axis=1)
+    equal = ((scores == wanted) & ~excluded).sum(axis=1) - 1
+    return greater, equal
+
+
+def target_scores(scores: Any, targets: Any) -> Any:
+    """Each row's score at its target: [b]."""
+    return scores[np.arange(scores.shape[0]), targets]
+
+
+def ranks(greater: Any, equal: Any, *, kind: RankKind = "realistic") -> Any:
+    """Ranks from 1, among candidates above and other candidates equal to the target.
+
+    The realistic rank is the mean of the optimistic one (target first among equals) and the pessimistic one.
+    """
+    share = {"optimistic": 0.0, "realistic": 0.5, "pessimistic": 1.0}[kind]
+    return 1 + greater + share * equal
+
+
+def metrics(ranks: np.ndarray) -> dict[str, float | None]:
+    """MRR, Hits@K and mean rank of ranks [q]; None for each when there are none."""
+    if not len(ranks):
+        return dict.fromkeys(METRICS)
+    hits = {f"hits_at_{k}": float((ranks <= k).mean()) for k in (1, 3, 10)}
+    return {"mrr": float((1 / ranks).mean()), **hits, "mean_rank": float(ranks.mean())}

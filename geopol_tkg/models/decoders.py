@@ -1,0 +1,69 @@
+"""ConvTransE (Shang et al., AAAI 2019) and Time-ConvTransE (Li, Sun and Zhao, IJCAI 2022)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.models.layers import BatchNorm, DTypeLike, dot, dropout, split_key, uniform
+
+
+class ConvTransE(nnx.Module):
+    """Turn stacked embeddings into the vector that candidates are multiplied with.
+
+    BN -> dropout -> conv -> BN -> ReLU -> dropout -> linear -> dropout -> BN -> ReLU. Arrays keep
+    channels last, so the convolution is one matrix product of [b * d, channels * width] rows.
+    """
+
+    def __init__(self, config: ModelConfig, *, num_inputs: int, key: Array) -> None:
+        keys = jax.random.split(key, 4)
+        dim, channels, width = config.embedding_dim, config.num_channels, config.kernel_width
+        conv_bound, linear_bound = (num_inputs * width) ** -0.5, (channels * dim) ** -0.5
+        self.rate = config.dropout
+        self.input_norm = BatchNorm(num_inputs)
+        self.conv_weight = nnx.Param(uniform(keys[0], (width, num_inputs, channels), conv_bound))
+        self.conv_bias = nnx.Param(uniform(keys[1], (channels,), conv_bound))
+        self.conv_norm = BatchNorm(channels)
+        self.linear_weight = nnx.Param(uniform(keys[2], (dim, channels, dim), linear_bound))
+        self.linear_bias = nnx.Param(uniform(keys[3], (dim,), linear_bound))
+        self.output_norm = BatchNorm(dim)
+
+    def __call__(self, inputs: list[Array], *, mask: Array, key: Array | None, dtype: DTypeLike) -> Array:
+        """Vectors [b, d] from inputs of shape [b, d] each; a key means training on the rows of ``mask``."""
+        statistics = None if key is None else mask
+        input_key, feature_key, hidden_key = split_key(key, 3)
+        x = self.input_norm(jnp.stack(inputs, axis=-1), mask=statistics)
+        x = self._convolve(dropout(x, self.rate, input_key), dtype)
+        x = dropout(jax.nn.relu(self.conv_norm(x, mask=statistics)), self.rate, feature_key)
+        weight = self.linear_weight[...].reshape(-1, self.linear_weight.shape[-1])
+        x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]
+        return jax.nn.relu(self.output_norm(dropout(x, self.rate, hidden_key), mask=statistics))
+
+    def _convolve(self, x: Array, dtype: DTypeLike) -> Array:
+        """Same-padded 1-d convolution: [b, d, inputs] to [b, d, channels] in ``dtype``."""
+        width, num_inputs, channels = self.conv_weight.shape
+        padding = (width - 1) // 2
+        padded = jnp.pad(x, ((0, 0), (padding, width - 1 - padding), (0, 0)))
+        length = x.shape[1]
+        patches = jnp.concatenate([padded[:, i : i + length] for i in range(width)], axis=-1)
+        kernel = self.conv_weight[...].reshape(width * num_inputs, channels)
+        return (dot(patches, kernel, dtype) + self.conv_bias[...]).astype(dtype)
+
+
+class TimeEncoding(nnx.Module):
+    """Linear and periodic time vectors: ``w1 i + b1`` and ``sin(w2 i + b2)`` of the time index i."""
+
+    def __init__(self, dim: int, *, key: Array) -> None:
+        keys = jax.random.split(key, 4)
+        self.linear_weight = nnx.Param(jax.random.normal(keys[0], (dim,)))
+        self.linear_bias = nnx.Param(jax.random.normal(keys[1], (dim,)))
+        self.periodic_weight = nnx.Param(jax.random.normal(keys[2], (dim,)))
+        self.periodic_bias = nnx.Param(jax.random.normal(keys[3], (dim,)))
+
+    def __call__(self, time: Array, rows: int) -> list[Array]:
+        """Both vectors, repeated for each query: 2 x [b, d]."""
+        index = time.astype(jnp.float32)
+        linear = self.linear_weight[...] * index + self.linear_bias[...]
+        periodic = jnp.sin(self.periodic_weight[...] * index + self.periodic_bias[...])
+        return [jnp.broadcast_to(vector, (rows, len(vector))) for vector in (linear, periodic)]

@@ -1,0 +1,118 @@
+"""Evolution of entity and relation embeddings over a window of snapshots, shared by both networks."""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.models.graph import (
+    GraphArrays,
+    GraphConvolution,
+    NormalisedGraphConvolution,
+    Snapshot,
+    WindowShape,
+    cut_snapshot,
+    relation_context,
+)
+from geopol_tkg.models.layers import (
+    DTypeLike,
+    GRUCell,
+    Moments,
+    dot,
+    dropout,
+    l2_normalise,
+    split_key,
+)
+
+
+class Window(NamedTuple):
+    """The snapshots that a query may look at: ordinals int32 [k], oldest first, -1 in front is padding."""
+
+    graph: GraphArrays
+    ordinals: Array
+
+
+class Evolved(NamedTuple):
+    """Embeddings after the last snapshot: entities [n, d], relations with inverses [r2, d]."""
+
+    entities: Array
+    relations: Array
+
+
+class EvolutionEncoder(nnx.Module):
+    """Recurrent evolution (Li et al., SIGIR 2021): per snapshot a relation GRU, graph layers, an update."""
+
+    layer_type: type[GraphConvolution]
+
+    def __init__(self, config: ModelConfig, *, key: Array) -> None:
+        entity_key, relation_key, gru_key, *layer_keys = jax.random.split(key, 3 + config.num_layers)
+        dim, rows = config.embedding_dim, 2 * config.num_relations
+        xavier_normal = (2 / (rows + dim)) ** 0.5
+        self.config = config
+        self.entity_embedding = nnx.Param(jax.random.normal(entity_key, (config.num_entities, dim)))
+        self.relation_embedding = nnx.Param(xavier_normal * jax.random.normal(relation_key, (rows, dim)))
+        self.relation_gru = GRUCell(2 * dim, dim, key=gru_key)
+        self.layers = nnx.List([self.layer_type(dim, key=layer_key) for layer_key in layer_keys])
+
+    @abstractmethod
+    def update(self, convolved: Array, entities: Array, dtype: DTypeLike) -> Array:
+        """Entities [n, d] after a snapshot, from the normalised graph output and the entities before."""
+
+    @abstractmethod
+    def finish(self, entities: Array) -> Array:
+        """Entities [n, d] as the decoders see them."""
+
+    def __call__(
+        self, window: Window, shape: WindowShape, *, key: Array | None, dtype: DTypeLike, remat: bool
+    ) -> Evolved:
+        """Evolve over the window; a key means training (dropout, batch statistics that are remembered)."""
+        dim = self.config.embedding_dim
+        initial = self.relation_embedding[...]
+        input_weight = self.relation_gru.input_weight[...]
+        fixed_gates = dot(initial, input_weight[:dim], dtype) + self.relation_gru.input_bias[...]
+
+        def step(state: Evolved, inputs: tuple[Array, Array | None]) -> tuple[Evolved, list[Moments | None]]:
+            ordinal, step_key = inputs
+            snapshot = self._cut(window.graph, ordinal, shape)
+            context = relation_context(snapshot, state.entities, self.config.num_relations, dtype)
+            gates = fixed_gates + dot(context, input_weight[dim:], dtype)
+            relations = l2_normalise(self.relation_gru.update(gates, state.relations, dtype))
+            convolved, moments = self._convolve(snapshot, state.entities, relations, step_key, dtype)
+            entities = self.update(l2_normalise(convolved), state.entities, dtype)
+            evolved = jax.tree.map(
+                lambda new, old: jnp.where(ordinal >= 0, new, old), Evolved(entities, relations), state
+            )
+            return evolved, moments
+
+        keys = None if key is None else jax.random.split(key, len(window.ordinals))
+        body = jax.checkpoint(step, prevent_cse=False) if remat else step
+        start = Evolved(l2_normalise(self.entity_embedding[...]), initial)
+        evolved, moments = jax.lax.scan(body, start, (window.ordinals, keys))
+        self._remember(moments)
+        return Evolved(self.finish(evolved.entities), evolved.relations)
+
+    def _cut(self, graph: GraphArrays, ordinal: Array, shape: WindowShape) -> Snapshot:
+        sizes = {"num_entities": self.config.num_entities, "num_relations": self.config.num_relations}
+        return cut_snapshot(graph, ordinal, shape, **sizes)
+
+    def _convolve(
+        self, snapshot: Snapshot, x: Array, relations: Array, key: Array | None, dtype: DTypeLike
+    ) -> tuple[Array, list[Moments | None]]:
+        moments = []
+        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
+            x, layer_moments = layer(snapshot, x, relations, training=key is not None, dtype=dtype)
+            x = dropout(x, self.config.dropout, layer_key)
+            moments.append(layer_moments)
+        return x, moments
+
+    def _remember(self, moments: list[Moments | None]) -> None:
+        """Move the layers' running statistics, snapshot by snapshot (moments are stacked [k, ...])."""
+        for layer, stacked in zip(self.layers, moments, strict=True):
+            if stacked is None or not isinstance(layer, NormalisedGraphConvolution):
+                continue
+            for i in range(self.config.history_length):
+                layer.norm.remember(jax.tree.map(lambda value, i=i: value[i], stacked))

@@ -1,0 +1,140 @@
+"""A trained network as a forecaster: evolves once per time, scores blocks of queries on the device."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.data.history import HistoryVocabulary
+from geopol_tkg.data.snapshots import Snapshots
+from geopol_tkg.models.base import ScoreFunction
+from geopol_tkg.models.evolution import Evolved, Window
+from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
+from geopol_tkg.models.network import Network, Queries, history_mask, mixture_log_probabilities
+
+_SMALLEST_CAPACITY = 4096
+
+
+@dataclass(frozen=True)
+class ForecastContext:
+    """What a network looks at: the facts of a dataset, arranged once and copied to the device."""
+
+    snapshots: Snapshots
+    history: HistoryVocabulary
+    graph: GraphArrays
+    object_history: Array
+    shape: WindowShape
+
+    @classmethod
+    def build(cls, dataset: Dataset, history: HistoryVocabulary, config: ModelConfig) -> "ForecastContext":
+        """Arrange a dataset whose ids are the network's.
+
+        Raises:
+            ValueError: the vocabulary has another window than the network was trained with.
+        """
+        if history.window != config.history_window:
+            raise ValueError(f"history window {history.window}, network trained with {config.history_window}")
+        snapshots = Snapshots.build(dataset.facts, num_relations=dataset.num_relations, model_type=config.model_type)
+        return cls(
+            snapshots=snapshots,
+            history=history,
+            graph=GraphArrays.put(snapshots),
+            object_history=jnp.asarray(history.objects.targets),
+            shape=window_shape(snapshots, np.arange(len(snapshots.times))),
+        )
+
+
+class NetworkForecaster:
+    """Scores are log-probabilities over all entities, in float32 whatever training used.
+
+    Args:
+        graphdef, state: a network split by ``nnx.split(network, ...)``, parameters and statistics merged.
+        horizon: hides facts from this time index on (multi-step protocol).
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef[Network],
+        state: Any,
+        *,
+        config: ModelConfig,
+        context: ForecastContext,
+        name: str,
+        horizon: int | None = None,
+    ) -> None:
+        self.name = name
+        self.horizon = horizon
+        self._graphdef = graphdef
+        self._state = state
+        self._config = config
+        self._context = context
+
+    def at(self, time: int) -> ScoreFunction:
+        """Evolve the snapshots before ``min(time, horizon)``; the result scores queries of ``time``."""
+        visible = time if self.horizon is None else min(time, self.horizon)
+        ordinals = self._context.snapshots.before(visible, self._config.history_length)
+        window = Window(self._context.graph, jnp.asarray(ordinals))
+        evolved = _evolve(self._graphdef, self._state, window, shape=self._context.shape)
+        return partial(self._score, evolved, time, visible)
+
+    def _score(self, evolved: Evolved, time: int, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
+        slices = self._context.history.object_slices(subjects, relations, visible)
+        needed = int((slices[:, 1] - slices[:, 0]).sum())
+        return _log_probabilities(
+            self._graphdef,
+            self._state,
+            evolved,
+            jnp.asarray(np.stack([subjects, relations]).astype(np.int32)),
+            jnp.int32(time),
+            self._context.object_history,
+            jnp.asarray(slices),
+            capacity=_capacity(needed),
+        )
+
+
+def _capacity(needed: int) -> int:
+    """Few sizes, so that few are compiled."""
+    capacity = _SMALLEST_CAPACITY
+    while capacity < needed:
+        capacity *= 4
+    return capacity
+
+
+@partial(jax.jit, static_argnames=("graphdef", "shape"))
+def _evolve(graphdef: nnx.GraphDef[Network], state: Any, window: Window, *, shape: WindowShape) -> Evolved:
+    with jax.default_matmul_precision("highest"):
+        encoder = nnx.merge(graphdef, state).encoder
+        return encoder(window, shape, key=None, dtype=jnp.float32, remat=False)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "capacity"))
+def _log_probabilities(
+    graphdef: nnx.GraphDef[Network],
+    state: Any,
+    evolved: Evolved,
+    queries: Array,
+    time: Array,
+    object_history: Array,
+    slices: Array,
+    *,
+    capacity: int,
+) -> Array:
+    """Log-probabilities [b, n] of queries int32 [2, b] of subjects and relations."""
+    with jax.default_matmul_precision("highest"):
+        network = nnx.merge(graphdef, state)
+        size = network.encoder.config.num_entities
+        seen = (
+            history_mask(object_history, slices, num_candidates=size, capacity=capacity)
+            if network.uses_history
+            else None
+        )
+        block = Queries(queries[0], queries[1], time, seen, jnp.ones(queries.shape[1], bool))
+        mixture = network.entity_mixture(evolved, block, key=None, dtype=jnp.float32)
+        return mixture_log_probabilities(mixture)

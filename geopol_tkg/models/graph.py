@@ -1,0 +1,189 @@
+"""Snapshots on the device, windows cut from them, and relational graph convolutions over a window.
+
+Both networks pass messages that are linear in (entity, relation), so a layer sums neighbours first
+and multiplies once: ``sum_e msg(e) = (sum_e (a h_s + b r + c)) W``, one product of connected rows
+instead of one of all edges.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.data.snapshots import Ragged, Snapshots
+from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, leaky_relu, xavier_relu
+
+
+class WindowShape(NamedTuple):
+    """Padded sizes of one snapshot; each distinct shape is compiled once."""
+
+    edges: int
+    connected: int
+    members: int
+
+
+class GraphArrays(NamedTuple):
+    """Device copy of :class:`~geopol_tkg.data.snapshots.Snapshots`: flat columns and row starts."""
+
+    edge_subject: Array
+    edge_relation: Array
+    edge_slot: Array
+    edge_starts: Array
+    connected_entity: Array
+    connected_degree: Array
+    connected_starts: Array
+    member_relation: Array
+    member_entity: Array
+    member_starts: Array
+
+    @classmethod
+    def put(cls, snapshots: Snapshots) -> "GraphArrays":
+        """Copy to the default device."""
+        parts = (snapshots.edges, snapshots.connected, snapshots.members)
+        arrays = [array for part in parts for array in (*part.columns, part.starts)]
+        return cls(*(jnp.asarray(array) for array in arrays))
+
+
+class Snapshot(NamedTuple):
+    """One padded snapshot. Padding points past the end of what it indexes, and is dropped."""
+
+    subject: Array  # int32 [e]
+    relation: Array  # int32 [e]
+    slot: Array  # int32 [e], ascending; a = padding
+    entity: Array  # int32 [a], ascending; n = padding
+    degree: Array  # float32 [a], 1 for padding
+    member_relation: Array  # int32 [m], ascending; r = padding
+    member_entity: Array  # int32 [m]
+    num_edges: Array  # int32, 0 for a padded snapshot
+
+
+def window_shape(snapshots: Snapshots, ordinals: np.ndarray) -> WindowShape:
+    """Smallest shape that holds the snapshots with these ordinals (-1 is padding)."""
+    used = ordinals[ordinals >= 0]
+
+    def largest(part: Ragged) -> int:
+        return int(part.lengths[used].max(initial=1))
+
+    return WindowShape(largest(snapshots.edges), largest(snapshots.connected), largest(snapshots.members))
+
+
+def cut_snapshot(
+    graph: GraphArrays, ordinal: Array, shape: WindowShape, *, num_entities: int, num_relations: int
+) -> Snapshot:
+    """Snapshot number ``ordinal`` in the given shape; -1 gives one without any edge."""
+
+    def cut(column: Array, starts: Array, size: int, padding: int | float) -> Array:
+        row = jnp.maximum(ordinal, 0)
+        values = jax.lax.dynamic_slice(column, (starts[row],), (size,))
+        length = jnp.where(ordinal >= 0, starts[row + 1] - starts[row], 0)
+        return jnp.where(jnp.arange(size) < length, values, jnp.asarray(padding, column.dtype))
+
+    edge = (graph.edge_starts, shape.edges)
+    connected = (graph.connected_starts, shape.connected)
+    member = (graph.member_starts, shape.members)
+    row = jnp.maximum(ordinal, 0)
+    return Snapshot(
+        subject=cut(graph.edge_subject, *edge, 0),
+        relation=cut(graph.edge_relation, *edge, 0),
+        slot=cut(graph.edge_slot, *edge, shape.connected),
+        entity=cut(graph.connected_entity, *connected, num_entities),
+        degree=cut(graph.connected_degree, *connected, 1),
+        member_relation=cut(graph.member_relation, *member, num_relations),
+        member_entity=cut(graph.member_entity, *member, 0),
+        num_edges=jnp.where(ordinal >= 0, graph.edge_starts[row + 1] - graph.edge_starts[row], 0),
+    )
+
+
+def relation_context(snapshot: Snapshot, entities: Array, num_relations: int, dtype: DTypeLike) -> Array:
+    """Mean of the entities [n, d] that are members of each relation: [2r, d], zero where there are none."""
+    rows = entities.astype(dtype)[snapshot.member_entity].astype(jnp.float32)
+    rows = jnp.concatenate([rows, jnp.ones((len(rows), 1))], axis=1)
+    sums = jax.ops.segment_sum(rows, snapshot.member_relation, num_relations, indices_are_sorted=True)
+    mean = sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
+    return jnp.concatenate([mean, mean])
+
+
+class GraphConvolution(nnx.Module):
+    """Relational graph convolution of RE-GCN: the message is ``(h_s + r) W`` (CompGCN addition).
+
+    ``x'_o = lrelu(mean_e msg_e + loop(x_o))``, with one loop weight for connected entities and one
+    for isolated ones.
+    """
+
+    def __init__(self, dim: int, *, key: Array) -> None:
+        message_key, loop_key, isolated_key = jax.random.split(key, 3)
+        self.message_weight = nnx.Param(xavier_relu(message_key, (dim, dim)))
+        self.loop_weight = nnx.Param(xavier_relu(loop_key, (dim, dim)))
+        self.isolated_weight = nnx.Param(xavier_relu(isolated_key, (dim, dim)))
+
+    def _mean_message(
+        self, snapshot: Snapshot, x: Array, relations: Array, *, training: bool, dtype: DTypeLike
+    ) -> tuple[Array, Moments | None]:
+        """Mean over incoming edges of what the message weight multiplies: [a, d]."""
+        del training
+        return _mean_over_edges(snapshot, x.astype(dtype), relations.astype(dtype)), None
+
+    def __call__(
+        self, snapshot: Snapshot, x: Array, relations: Array, *, training: bool, dtype: DTypeLike
+    ) -> tuple[Array, Moments | None]:
+        """Entities [n, d] after one layer, and the moments of the messages where they are normalised."""
+        mean, moments = self._mean_message(snapshot, x, relations, training=training, dtype=dtype)
+        own = x.at[snapshot.entity].get(mode="fill", fill_value=0)
+        connected = dot(mean, self.message_weight[...], dtype) + dot(own, self.loop_weight[...], dtype)
+        isolated = dot(x, self.isolated_weight[...], dtype)
+        merged = isolated.at[snapshot.entity].set(connected, mode="drop", indices_are_sorted=True)
+        return leaky_relu(merged), moments
+
+
+class NormalisedGraphConvolution(GraphConvolution):
+    """Relational graph convolution of TiRGN: the message is ``(a BN(h_s) + b BN(r) + c) W``.
+
+    The two batch-norm channels take their statistics over all edges and dimensions of a snapshot;
+    a, b, c are the 1x1 convolution.
+    """
+
+    def __init__(self, dim: int, *, key: Array) -> None:
+        key, mix_key, bias_key = jax.random.split(key, 3)
+        super().__init__(dim, key=key)
+        self.norm = BatchNorm(2)
+        self.mix_weight = nnx.Param(jax.random.uniform(mix_key, (2,), minval=-1, maxval=1) * 2**-0.5)
+        self.mix_bias = nnx.Param(jax.random.uniform(bias_key, (1,), minval=-1, maxval=1) * 2**-0.5)
+
+    def _mean_message(
+        self, snapshot: Snapshot, x: Array, relations: Array, *, training: bool, dtype: DTypeLike
+    ) -> tuple[Array, Moments | None]:
+        moments = _edge_moments(snapshot, x, relations) if training else None
+        factor, offset = self.norm.affine(moments)
+        weight = self.mix_weight[...] * factor
+        constant = jnp.sum(self.mix_weight[...] * offset) + self.mix_bias[0]
+        sums = _mean_over_edges(snapshot, (x * weight[0]).astype(dtype), (relations * weight[1]).astype(dtype))
+        return sums + constant, moments
+
+
+def _mean_over_edges(snapshot: Snapshot, x: Array, relations: Array) -> Array:
+    """Mean of ``x_s + r`` over the edges into each connected entity: float32 [a, d]."""
+    messages = x[snapshot.subject].astype(jnp.float32) + relations[snapshot.relation].astype(jnp.float32)
+    sums = jax.ops.segment_sum(messages, snapshot.slot, len(snapshot.entity), indices_are_sorted=True)
+    return sums / snapshot.degree[:, None]
+
+
+def _edge_moments(snapshot: Snapshot, x: Array, relations: Array) -> Moments:
+    """Moments of the channels (h_s, r) over edges and dimensions, without an [e, d] array."""
+    real = (jnp.arange(len(snapshot.subject)) < snapshot.num_edges).astype(jnp.float32)
+    divisor = jnp.maximum(snapshot.num_edges, 1).astype(jnp.float32)
+
+    def per_channel(rows: Array, index: Array) -> tuple[Array, Array]:
+        mean = jnp.sum(jnp.mean(rows, axis=-1)[index] * real) / divisor
+        square = jnp.sum(jnp.mean(rows * rows, axis=-1)[index] * real) / divisor
+        return mean, jnp.maximum(square - mean * mean, 0)
+
+    entity_mean, entity_var = per_channel(x, snapshot.subject)
+    relation_mean, relation_var = per_channel(relations, snapshot.relation)
+    return Moments(
+        jnp.stack([entity_mean, relation_mean]),
+        jnp.stack([entity_var, relation_var]),
+        snapshot.num_edges * x.shape[-1],
+    )

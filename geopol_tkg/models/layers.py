@@ -1,0 +1,149 @@
+"""Building blocks of both networks, on Flax NNX.
+
+Axis letters: n entities, r relations, d hidden, e edges, a connected entities, m relation members,
+b queries, c channels.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+LEAKY_SLOPE = 11 / 48  # mean of rrelu(1/8, 1/3)
+NORM_MOMENTUM = 0.1
+NORM_EPSILON = 1e-5
+DTypeLike = Any
+
+
+def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
+    """Rows of unit length; a zero row stays zero and passes no gradient."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
+
+
+def leaky_relu(x: Array) -> Array:
+    return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
+
+
+def dot(x: Array, weight: Array, dtype: DTypeLike) -> Array:
+    """Matrix product computed in ``dtype``, accumulated and returned in float32."""
+    return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zero a share of ``x`` and scale the rest; without a key nothing happens.
+
+    16 random bits an element decide, so the rate is exact to 1/65536; the scale uses that rate. The
+    barrier keeps the compiler from drawing the same bits again wherever the mask is used.
+    """
+    if key is None or rate == 0:
+        return x
+    threshold = round(rate * 65536)
+    words = jax.random.bits(key, (-(-x.size // 2),), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size]
+    keep = jax.lax.optimization_barrier((bits >= threshold).reshape(x.shape))
+    return jnp.where(keep, x / (1 - threshold / 65536), 0).astype(x.dtype)
+
+
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """As many keys; all None when there is none (evaluation)."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
+    """U(-bound, bound) in float32."""
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def xavier_relu(key: Array, shape: tuple[int, int]) -> Array:
+    """Xavier uniform with gain sqrt(2)."""
+    return uniform(key, shape, (2 * 6 / sum(shape)) ** 0.5)
+
+
+class GRUCell(nnx.Module):
+    """Gated recurrent unit (Cho et al., 2014), in the form of torch.nn.GRUCell."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, *, key: Array) -> None:
+        keys = jax.random.split(key, 4)
+        bound = hidden_dim**-0.5
+        self.input_weight = nnx.Param(uniform(keys[0], (input_dim, 3 * hidden_dim), bound))
+        self.hidden_weight = nnx.Param(uniform(keys[1], (hidden_dim, 3 * hidden_dim), bound))
+        self.input_bias = nnx.Param(uniform(keys[2], (3 * hidden_dim,), bound))
+        self.hidden_bias = nnx.Param(uniform(keys[3], (3 * hidden_dim,), bound))
+
+    def update(self, input_gates: Array, hidden: Array, dtype: DTypeLike) -> Array:
+        """Next hidden state [x, d] from ``input @ input_weight + input_bias`` [x, 3d]."""
+        hidden_gates = dot(hidden, self.hidden_weight[...], dtype) + self.hidden_bias[...]
+        reset_in, update_in, new_in = jnp.split(input_gates, 3, axis=-1)
+        reset_hidden, update_hidden, new_hidden = jnp.split(hidden_gates, 3, axis=-1)
+        reset = jax.nn.sigmoid(reset_in + reset_hidden)
+        update = jax.nn.sigmoid(update_in + update_hidden)
+        new = jnp.tanh(new_in + reset * new_hidden)
+        return (1 - update) * new + update * hidden
+
+    def __call__(self, x: Array, hidden: Array, dtype: DTypeLike) -> Array:
+        """Next hidden state [x, d] from an input [x, i]."""
+        return self.update(dot(x, self.input_weight[...], dtype) + self.input_bias[...], hidden, dtype)
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance per channel [c], and the number of samples behind them."""
+
+    mean: Array
+    var: Array
+    count: Array
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015) over the last axis, with masked statistics.
+
+    Training uses the batch's own moments and moves the running ones (unbiased variance, momentum
+    0.1); evaluation uses the running ones, so that every query stands alone.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        self.scale = nnx.Param(jnp.ones(num_channels))
+        self.bias = nnx.Param(jnp.zeros(num_channels))
+        self.mean = nnx.BatchStat(jnp.zeros(num_channels))
+        self.var = nnx.BatchStat(jnp.ones(num_channels))
+
+    def affine(self, moments: Moments | None) -> tuple[Array, Array]:
+        """Factor and offset [c] of the normalisation; None takes the running statistics."""
+        mean = self.mean[...] if moments is None else moments.mean
+        var = self.var[...] if moments is None else moments.var
+        factor = self.scale[...] * jax.lax.rsqrt(var + NORM_EPSILON)
+        return factor, self.bias[...] - mean * factor
+
+    def remember(self, moments: Moments) -> None:
+        """Move the running statistics; moments of no samples change nothing."""
+        rate = jnp.where(moments.count > 0, NORM_MOMENTUM, 0.0)
+        unbiased = moments.var * moments.count / jnp.maximum(moments.count - 1, 1)
+        self.mean[...] = (1 - rate) * self.mean[...] + rate * jax.lax.stop_gradient(moments.mean)
+        self.var[...] = (1 - rate) * self.var[...] + rate * jax.lax.stop_gradient(unbiased)
+
+    def __call__(self, x: Array, *, mask: Array | None) -> Array:
+        """Normalise [b, ..., c]; a mask [b] of real rows means training, None evaluation."""
+        if mask is None:
+            factor, offset = self.affine(None)
+        else:
+            moments = masked_moments(x, mask)
+            self.remember(moments)
+            factor, offset = self.affine(moments)
+        return (x * factor + offset).astype(x.dtype)
+
+
+def masked_moments(x: Array, mask: Array) -> Moments:
+    """Moments of [b, ..., c] per channel over the rows that the mask [b] keeps."""
+    axes = tuple(range(x.ndim - 1))
+    weight = mask.reshape(-1, *[1] * (x.ndim - 1)).astype(jnp.float32)
+    width = 1
+    for size in x.shape[1:-1]:
+        width *= size
+    count = jnp.sum(mask) * width
+    divisor = jnp.maximum(count, 1).astype(jnp.float32)
+    values = x.astype(jnp.float32)
+    mean = jnp.sum(values * weight, axis=axes) / divisor
+    square = jnp.sum(values * values * weight, axis=axes) / divisor
+    return Moments(mean, jnp.maximum(square - mean * mean, 0), count)

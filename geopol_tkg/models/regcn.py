@@ -1,0 +1,63 @@
+"""RE-GCN: Li et al., Temporal Knowledge Graph Reasoning Based on Evolutional Representation Learning.
+
+SIGIR 2021, arXiv 2104.10353; without the static graph.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.models.decoders import ConvTransE
+from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
+from geopol_tkg.models.graph import GraphConvolution
+from geopol_tkg.models.layers import DTypeLike, dot, l2_normalise, xavier_relu
+from geopol_tkg.models.network import Component, Network, Queries
+
+
+class REGCNEncoder(EvolutionEncoder):
+    """Evolution with a time gate between a snapshot's graph output and the entities before it."""
+
+    layer_type = GraphConvolution
+
+    def __init__(self, config: ModelConfig, *, key: Array) -> None:
+        key, gate_key = jax.random.split(key)
+        super().__init__(config, key=key)
+        self.gate_weight = nnx.Param(xavier_relu(gate_key, (config.embedding_dim,) * 2))
+        self.gate_bias = nnx.Param(jnp.zeros(config.embedding_dim))
+
+    def update(self, convolved: Array, entities: Array, dtype: DTypeLike) -> Array:
+        gate = jax.nn.sigmoid(dot(entities, self.gate_weight[...], dtype) + self.gate_bias[...])
+        return gate * convolved + (1 - gate) * entities
+
+    def finish(self, entities: Array) -> Array:
+        return l2_normalise(entities)
+
+
+class REGCN(Network):
+    """RE-GCN with ConvTransE decoders for entities and relations."""
+
+    uses_history = False
+
+    def __init__(self, config: ModelConfig, *, key: Array) -> None:
+        encoder_key, entity_key, relation_key = jax.random.split(key, 3)
+        self.encoder = REGCNEncoder(config, key=encoder_key)
+        self.entity_decoder = ConvTransE(config, num_inputs=2, key=entity_key)
+        self.relation_decoder = ConvTransE(config, num_inputs=2, key=relation_key)
+
+    def entity_mixture(
+        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
+    ) -> list[Component]:
+        candidates = jnp.tanh(evolved.entities)
+        inputs = [candidates[queries.first], evolved.relations[queries.second]]
+        vectors = self.entity_decoder(inputs, mask=queries.mask, key=key, dtype=dtype)
+        return [Component(1.0, dot(vectors, candidates.T, dtype))]
+
+    def relation_mixture(
+        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
+    ) -> list[Component]:
+        entities = jnp.tanh(evolved.entities)
+        inputs = [entities[queries.first], entities[queries.second]]
+        vectors = self.relation_decoder(inputs, mask=queries.mask, key=key, dtype=dtype)
+        return [Component(1.0, dot(vectors, evolved.relations.T, dtype))]

@@ -1,0 +1,169 @@
+"""The training loop as a generator: steps, validation, patience, best. It knows no disk and no screen."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geopol_tkg.config import TrainConfig
+from geopol_tkg.errors import TrainingError
+from geopol_tkg.training.plan import StepPlan
+from geopol_tkg.training.step import StepData, Trainer, TrainState
+
+_STEPS_IN_FLIGHT = 4
+
+Evaluate = Callable[[TrainState], dict[str, Any] | None]
+StopReason = Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands; with the train state, all that resuming needs.
+
+    Attributes:
+        epoch: epochs completed.
+        step_in_epoch: steps done of the next one.
+        elapsed: seconds trained, all parts of the run together.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_mrr: float = -1.0
+    best_epoch: int = 0
+    elapsed: float = 0.0
+
+    def epochs_without_improvement(self) -> int:
+        return self.epoch - self.best_epoch
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch came to.
+
+    Attributes:
+        metrics: of validation; None in an epoch without one.
+        stopped: why the loop ends here ("patience", "epochs", or what ``should_stop`` said), else None.
+            A run that was asked to stop inside an epoch has ``standing.step_in_epoch > 0``.
+    """
+
+    standing: Standing
+    state: TrainState
+    loss: float
+    metrics: dict[str, Any] | None
+    improved: bool
+    seconds: float
+    stopped: str | None
+
+
+def fit(
+    trainer: Trainer,
+    state: TrainState,
+    *,
+    plan: StepPlan,
+    data: StepData,
+    config: TrainConfig,
+    evaluate: Evaluate,
+    standing: Standing,
+    should_stop: StopReason,
+    on_step: Callable[[int], None],
+) -> Iterator[EpochResult]:
+    """Train epoch by epoch until the epochs or the patience are used up, or ``should_stop`` says so.
+
+    Args:
+        evaluate: validation metrics of a state, with ``mrr`` among them; None when it was interrupted.
+        standing: where to go on; ``Standing()`` for a new run.
+        should_stop: asked after every step and during validation; a reason ends the run.
+        on_step: told how many steps of the epoch are done.
+
+    Raises:
+        TrainingError: a loss is not finite; names the epoch, step and timestamp.
+    """
+    while standing.epoch < config.epochs:
+        started = time.perf_counter()
+        state, steps, reason = _run_epoch(trainer, state, plan, data, config, standing, should_stop, on_step)
+        loss = _mean_loss(state, plan, standing.epoch + 1)
+        done = steps == len(plan) and reason is None
+        wants_metrics = done and _is_evaluated(standing.epoch + 1, config)
+        metrics = evaluate(state) if wants_metrics else None
+        reason = reason or should_stop()
+        seconds = time.perf_counter() - started
+        standing = replace(standing, elapsed=standing.elapsed + seconds)
+        if not done or (wants_metrics and metrics is None):
+            standing = replace(standing, step_in_epoch=steps)
+            yield EpochResult(standing, state, loss, None, False, seconds, reason)
+            return
+        improved = metrics is not None and metrics["mrr"] > standing.best_mrr
+        standing = _advance(standing, metrics if improved else None)
+        stopped = reason or _ending(standing, config)
+        state = _new_epoch(state)
+        yield EpochResult(standing, state, loss, metrics, improved, seconds, stopped)
+        if stopped:
+            return
+
+
+def epoch_order(plan: StepPlan, *, seed: int, epoch: int) -> np.ndarray:
+    """Random order of the steps in an epoch (1, 2, ...); the same for the same seed and epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(len(plan))
+
+
+def _run_epoch(
+    trainer: Trainer,
+    state: TrainState,
+    plan: StepPlan,
+    data: StepData,
+    config: TrainConfig,
+    standing: Standing,
+    should_stop: StopReason,
+    on_step: Callable[[int], None],
+) -> tuple[TrainState, int, str | None]:
+    """Run the rest of an epoch; steps done, and why it ended early."""
+    key = jax.random.key(config.seed)
+    order = epoch_order(plan, seed=config.seed, epoch=standing.epoch + 1)
+    in_flight: list[jax.Array] = []
+    for done in range(standing.step_in_epoch, len(order)):
+        if reason := should_stop():
+            return state, done, reason
+        index = order[done]
+        shape = plan.shapes[plan.shape_of[index]]
+        state = trainer.step(state, data, jnp.int32(index), key, shape=shape)
+        in_flight.append(jnp.copy(state.step))
+        if len(in_flight) > _STEPS_IN_FLIGHT:
+            in_flight.pop(0).block_until_ready()
+        on_step(done + 1)
+    return state, len(order), None
+
+
+def _mean_loss(state: TrainState, plan: StepPlan, epoch: int) -> float:
+    failed, count = int(state.failed_step), int(state.query_count)
+    if failed >= 0:
+        raise TrainingError(
+            f"loss is not finite in epoch {epoch} at time index {plan.times[failed]} (step {failed}): "
+            "the checkpoints hold the last good state; lower --lr or use --precision f32"
+        )
+    return float(state.loss_sum) / max(count, 1)
+
+
+def _is_evaluated(epoch: int, config: TrainConfig) -> bool:
+    return epoch % config.eval_interval == 0 or epoch == config.epochs
+
+
+def _advance(standing: Standing, better: dict[str, Any] | None) -> Standing:
+    epoch = standing.epoch + 1
+    standing = replace(standing, epoch=epoch, step_in_epoch=0)
+    if better is None:
+        return standing
+    return replace(standing, best_mrr=better["mrr"], best_epoch=epoch)
+
+
+def _ending(standing: Standing, config: TrainConfig) -> str | None:
+    if standing.epochs_without_improvement() >= config.patience:
+        return "patience"
+    return "epochs" if standing.epoch >= config.epochs else None
+
+
+def _new_epoch(state: TrainState) -> TrainState:
+    return state._replace(loss_sum=jnp.float32(0), query_count=jnp.int32(0), failed_step=jnp.int32(-1))

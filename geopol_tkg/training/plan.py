@@ -1,0 +1,124 @@
+"""Which queries make an optimiser step, and the few padded shapes that all steps are compiled for."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from geopol_tkg.data.dataset import with_inverses
+from geopol_tkg.data.history import HistoryVocabulary
+from geopol_tkg.data.snapshots import Snapshots
+from geopol_tkg.errors import DataError
+from geopol_tkg.models.graph import WindowShape, window_shape
+
+MAX_SHAPES = 3
+_ROUND_TO = 8
+
+
+class StepShape(NamedTuple):
+    """Padded sizes of an optimiser step."""
+
+    window: WindowShape
+    queries: int
+    object_history: int
+    relation_history: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All optimiser steps of an epoch; their order is drawn anew each epoch.
+
+    Attributes:
+        queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
+        object_slices, relation_slices: int32 [q, 2] into the history vocabulary.
+        starts, counts: int32 [s], each step's queries. A step never mixes timestamps.
+        times: int32 [s], time index of the queries.
+        ordinals: int32 [s, k], snapshots to evolve.
+        shape_of: int32 [s], which of ``shapes`` fits.
+    """
+
+    queries: np.ndarray
+    object_slices: np.ndarray
+    relation_slices: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    times: np.ndarray
+    ordinals: np.ndarray
+    shape_of: np.ndarray
+    shapes: tuple[StepShape, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def plan_steps(
+    facts: np.ndarray,
+    *,
+    snapshots: Snapshots,
+    history: HistoryVocabulary,
+    history_length: int,
+    batch_size: int,
+    seed: int,
+) -> StepPlan:
+    """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
+
+    The first timestamp has no past and is skipped. Queries of a timestamp are dealt to its steps at
+    random, once, in steps of nearly equal size.
+
+    Raises:
+        DataError: fewer than two training timestamps.
+    """
+    both = with_inverses(facts, history.num_relations)
+    both = both[both[:, 3] > facts[:, 3].min(initial=0)]
+    if not len(both):
+        raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
+    both = both[np.random.default_rng(seed).permutation(len(both))]
+    both = both[np.argsort(both[:, 3], kind="stable")]
+    times, first, sizes = np.unique(both[:, 3], return_index=True, return_counts=True)
+    starts, counts, step_times = _deal(times, first, sizes, batch_size)
+    ordinals = np.stack([snapshots.before(time, history_length) for time in step_times])
+    subject, relation, object_, time = both.T
+    object_slices = history.object_slices(subject, relation, time)
+    relation_slices = history.relation_slices(subject, object_, time)
+    needs = [
+        StepShape(
+            window_shape(snapshots, ordinals[i]),
+            int(counts[i]),
+            _total(object_slices, starts[i], counts[i]),
+            _total(relation_slices, starts[i], counts[i]),
+        )
+        for i in range(len(starts))
+    ]
+    shape_of, shapes = choose_shapes(needs)
+    return StepPlan(both[:, :3], object_slices, relation_slices, starts, counts, step_times, ordinals, shape_of, shapes)
+
+
+def choose_shapes(needs: list[StepShape]) -> tuple[np.ndarray, tuple[StepShape, ...]]:
+    """At most three shapes, each for the steps that need half of the next larger one or less."""
+    table = np.array([(*need.window, *need[1:]) for need in needs])
+    share = (table / np.maximum(table.max(axis=0), 1)).max(axis=1)
+    level = np.clip(np.floor(-np.log2(share)), 0, MAX_SHAPES - 1).astype(int)
+    levels, shape_of = np.unique(level, return_inverse=True)
+    sizes = [-(-table[level == i].max(axis=0) // _ROUND_TO) * _ROUND_TO for i in levels]
+    sizes = [np.maximum(size, _ROUND_TO).tolist() for size in sizes]
+    return shape_of.astype(np.int32), tuple(StepShape(WindowShape(*size[:3]), *size[3:]) for size in sizes)
+
+
+def _deal(
+    times: np.ndarray, first: np.ndarray, sizes: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, size and time of every step: int32 [s] each."""
+    steps = []
+    for time, start, size in zip(times, first, sizes, strict=True):
+        pieces = math.ceil(size / batch_size) if batch_size else 1
+        cuts = start + np.arange(pieces + 1) * size // pieces
+        steps += [(low, high - low, time) for low, high in itertools.pairwise(cuts)]
+    starts, counts, step_times = np.array(steps, np.int32).T
+    return starts, counts, step_times
+
+
+def _total(slices: np.ndarray, start: int, count: int) -> int:
+    part = slices[start : start + count]
+    return int((part[:, 1] - part[:, 0]).sum())

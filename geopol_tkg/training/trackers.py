@@ -1,0 +1,90 @@
+"""Where metrics go: TensorBoard and metrics.jsonl always, Weights & Biases when asked for."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from geopol_tkg.data.files import replace_file
+
+
+class TrainingLogger:
+    """Writes scalars under the contract's metric names, by epoch.
+
+    Args:
+        run_dir: TensorBoard's folder.
+        metrics_path: ``metrics.jsonl``; lines of other models in it are kept.
+        first_epoch: later records of an interrupted run are dropped before going on from here.
+        wandb_run: a started ``wandb`` run, or None.
+    """
+
+    def __init__(
+        self, run_dir: Path, metrics_path: Path, *, model: str, first_epoch: int, wandb_run: Any | None
+    ) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if first_epoch == 1:
+            for old in run_dir.glob("events.out.tfevents.*"):
+                old.unlink()
+        self._writer = SummaryWriter(
+            str(run_dir),
+            purge_step=first_epoch if first_epoch > 1 else None,
+            flush_secs=5,
+            filename_suffix=f".{os.getpid()}.{time.time_ns()}",
+        )
+        self._model = model
+        self._metrics_path = metrics_path
+        self._wandb_run = wandb_run
+        _drop_records(metrics_path, model, first_epoch)
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Record an epoch everywhere."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, epoch)
+        record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._wandb_run is not None:
+            self._wandb_run.log(dict(metrics), step=epoch)
+
+    def log_once(self, metrics: Mapping[str, float]) -> None:
+        """Record figures that do not change (step 0)."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, 0)
+        if self._wandb_run is not None:
+            self._wandb_run.summary.update(dict(metrics))
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Flush everything; the summary goes to Weights & Biases."""
+        self._writer.close()
+        if self._wandb_run is not None:
+            self._wandb_run.summary.update(dict(summary))
+            self._wandb_run.finish()
+
+
+def _drop_records(path: Path, model: str, first_epoch: int) -> None:
+    """Keep other models' lines and this model's epochs before ``first_epoch``."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record["model"] != model or record["epoch"] < first_epoch:
+                kept.append(line + "\n")
+    with replace_file(path) as file:
+        file.write("".join(kept).encode())
+
+
+def start_wandb(run_dir: Path, settings: dict[str, Any]) -> Any:
+    """Start a Weights & Biases run named like the run's folder; raises what ``wandb`` raises."""
+    import wandb
+
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "geopol-tkg"),
+        name=run_dir.name,
+        dir=str(run_dir),
+        config=settings,
+        settings=wandb.Settings(console="off"),
+    )

@@ -1,0 +1,37 @@
+"""Fixtures that several folders of tests use."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from geopol_tkg.data.events import mock_events
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real GDELT files and benchmarks beside the repository, where they are at hand."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no shared/data beside the repository: real files are not at hand")
+    return path
+
+
+@pytest.fixture
+def events() -> pa.Table:
+    """A day of mock events."""
+    return mock_events()
+
+
+@pytest.fixture
+def event_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a mock parquet file with the arguments of ``mock_events``; gives its path."""
+
+    def write(name: str = "events.parquet", **arguments: int) -> Path:
+        path = tmp_path / name
+        pq.write_table(mock_events(**arguments), path)
+        return path
+
+    return write

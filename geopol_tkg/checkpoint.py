@@ -11,13 +11,13 @@ import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 from flax import nnx
 
-from geopol_tkg.config import ModelConfig
+from geopol_tkg.config import ModelConfig, ModelType
 from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.files import replace_file, write_json
 from geopol_tkg.data.time_axis import TimeAxis
@@ -25,6 +25,7 @@ from geopol_tkg.errors import CheckpointError
 from geopol_tkg.models.network import Network, build_network
 
 FORMAT_VERSION = 1
+_AS_GIVEN = ("settings", "epoch", "metrics", "entity_to_id", "relation_to_id", "dataset", "resume")
 _ENVIRONMENT = ("geopol-tkg", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -39,6 +40,7 @@ class Checkpoint:
         trained_entities: bool [n], entities with a fact in the train split.
         dataset: content hash, split, labels' kinds, time axis and path of the training dataset.
         resume: what else a run needs to go on; its arrays stand under ``optimiser/``.
+        source: what errors call it, the path it was loaded from.
     """
 
     config: ModelConfig
@@ -52,6 +54,7 @@ class Checkpoint:
     trained_entities: np.ndarray
     resume: dict[str, Any] | None = None
     optimiser: dict[str, np.ndarray] = field(default_factory=dict)
+    source: str = "checkpoint"
 
     @property
     def time_axis(self) -> TimeAxis:
@@ -69,7 +72,7 @@ class Checkpoint:
         """
         skeleton = nnx.eval_shape(lambda: build_network(self.config, key=jax.random.key(0)))
         graphdef, state = nnx.split(skeleton)
-        return graphdef, fill(state, self.arrays)
+        return graphdef, fill(state, self.arrays, source=self.source)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def fill(skeleton: Any, arrays: dict[str, np.ndarray]) -> Any:
+def fill(skeleton: Any, arrays: dict[str, np.ndarray], *, source: str = "checkpoint") -> Any:
     """The skeleton with its leaves taken from arrays.
 
     Raises:
@@ -103,16 +106,18 @@ def fill(skeleton: Any, arrays: dict[str, np.ndarray]) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(skeleton)
     wanted = {_name(path): leaf for path, leaf in leaves}
     if missing := sorted(wanted.keys() - arrays.keys()):
-        raise CheckpointError(f"checkpoint lacks array {missing[0]} ({len(missing)} missing)")
+        raise CheckpointError(f"{source}: lacks array {missing[0]} ({len(missing)} missing); train again")
     if extra := sorted(arrays.keys() - wanted.keys()):
-        raise CheckpointError(f"checkpoint has unexpected array {extra[0]} ({len(extra)} left over)")
+        raise CheckpointError(f"{source}: unexpected array {extra[0]} ({len(extra)} left over); train again")
     for name, leaf in wanted.items():
-        found = arrays[name]
-        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-            raise CheckpointError(
-                f"checkpoint array {name} is {found.dtype}{list(found.shape)}, wanted {leaf.dtype}{list(leaf.shape)}"
-            )
+        _require_like(name, arrays[name], leaf.shape, leaf.dtype, source)
     return jax.tree_util.tree_unflatten(structure, [jax.numpy.asarray(arrays[name]) for name in wanted])
+
+
+def _require_like(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any, source: str) -> None:
+    if (array.shape, array.dtype) != (shape, dtype):
+        found, wanted = f"{array.dtype}{list(array.shape)}", f"{dtype}{list(shape)}"
+        raise CheckpointError(f"{source}: array {name} is {found}, wanted {wanted}; train again")
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -169,41 +174,44 @@ def load_checkpoint(stem: Path) -> Checkpoint:
     arrays = _read_arrays(npz_path, manifest)
     optimiser = {n.removeprefix("optimiser/"): arrays.pop(n) for n in list(arrays) if n.startswith("optimiser/")}
     try:
-        known = {f.name for f in fields(ModelConfig)}
-        if unknown := manifest["config"].keys() - known:
-            raise CheckpointError(f"{json_path}: unknown config entries {sorted(unknown)}")
-        return Checkpoint(
-            config=ModelConfig(**manifest["config"]),
-            trained_entities=arrays.pop("trained_entities"),
-            arrays=arrays,
-            optimiser=optimiser,
-            **{
-                name: manifest[name]
-                for name in (
-                    "settings",
-                    "epoch",
-                    "metrics",
-                    "entity_to_id",
-                    "relation_to_id",
-                    "dataset",
-                    "resume",
-                )
-            },
-        )
+        config = _read_config(manifest["config"], json_path)
+        trained_entities = arrays.pop("trained_entities")
+        given = {name: manifest[name] for name in _AS_GIVEN}
+        sizes = len(given["entity_to_id"]), len(given["relation_to_id"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{json_path}: not a complete checkpoint ({error})") from error
+        raise CheckpointError(f"{json_path}: not a complete checkpoint ({error}); train again") from error
+    if sizes != (config.num_entities, config.num_relations):
+        raise CheckpointError(f"{json_path}: labels and config differ in number; train again")
+    _require_like("trained_entities", trained_entities, (config.num_entities,), np.dtype(bool), str(npz_path))
+    return Checkpoint(
+        config=config,
+        trained_entities=trained_entities,
+        arrays=arrays,
+        optimiser=optimiser,
+        source=str(npz_path),
+        **given,
+    )
+
+
+def _read_config(entries: dict[str, Any], path: Path) -> ModelConfig:
+    if unknown := sorted(entries.keys() - {f.name for f in fields(ModelConfig)}):
+        raise CheckpointError(f"{path}: unknown config entry {unknown[0]}; made by a newer version?")
+    config = ModelConfig(**entries)
+    if config.model_type not in get_args(ModelType):
+        raise CheckpointError(f"{path}: unknown model_type {config.model_type!r}; made by a newer version?")
+    return config
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint here; run geopol-tkg train first")
+        raise CheckpointError(f"{path}: no checkpoint here; run geopol-tkg train first or name one")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path}: not valid JSON ({error}); train again") from error
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version {found}, wanted {FORMAT_VERSION}")
+        raise CheckpointError(f"{path}: format_version {found}, wanted {FORMAT_VERSION}; train again")
     return manifest
 
 
@@ -213,9 +221,9 @@ def _read_arrays(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
-        raise CheckpointError(f"{path}: does not belong to its .json, or is damaged (sha256 differs)")
+        raise CheckpointError(f"{path}: does not belong to its .json, or is damaged (sha256 differs); train again")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path}: not plain arrays ({error})") from error
+        raise CheckpointError(f"{path}: not plain arrays ({error}); train again") from error

@@ -1,4 +1,4 @@
-"""From the name of a model to a forecaster on a dataset: checkpoints, baselines, unknown labels."""
+"""From a checkpoint to a forecaster on a dataset, its own or another; and forecasts by label."""
 
 import difflib
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import numpy as np
 
 from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
 from geopol_tkg.config import SplitName
-from geopol_tkg.data.alignment import AlignedDataset, align
+from geopol_tkg.data.alignment import Alignment, align
 from geopol_tkg.data.dataset import Dataset, with_inverses
-from geopol_tkg.data.history import build_for, load_or_build
+from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, DataError
 from geopol_tkg.models.base import Forecaster, ScoreFunction
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
@@ -19,76 +19,80 @@ from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint with the dataset that it looks at, in the checkpoint's ids.
-
-    Attributes:
-        known_entities: bool [n], entities of the dataset that the network was trained on.
-    """
+    """A checkpoint with the dataset that it looks at."""
 
     checkpoint: Checkpoint
     name: str
-    aligned: AlignedDataset
-    known_entities: np.ndarray
+    alignment: Alignment
 
     @property
     def dataset(self) -> Dataset:
-        return self.aligned.dataset
+        """The dataset in its own ids and times."""
+        return self.alignment.dataset
 
-    def forecaster(self, *, horizon: int | None = None) -> Forecaster:
-        """The trained network, looking at the dataset's facts."""
+    @property
+    def known_entities(self) -> np.ndarray:
+        """Entities of the dataset that the network was trained on: bool [n]."""
+        ids = self.alignment.entity_ids
+        return (ids >= 0) & self.checkpoint.trained_entities[ids]
+
+    def history(self) -> HistoryVocabulary:
+        """What the network's history mode looks up, in the checkpoint's ids."""
+        return load_or_build(self.alignment.known, window=self.checkpoint.config.history_window)[0]
+
+    def network_forecaster(self, *, horizon: int | None = None) -> NetworkForecaster:
+        """The trained network, asked in the checkpoint's ids and times."""
         config = self.checkpoint.config
-        aligned = self.aligned
-        complete = not aligned.unknown_entities and not aligned.unknown_relations
-        dataset = aligned.dataset if complete else aligned.known_part()
-        if dataset.path is None:
-            history = build_for(dataset, window=config.history_window)
-        else:
-            history, _ = load_or_build(dataset, window=config.history_window)
-        network = NetworkForecaster(
+        return NetworkForecaster(
             *self.checkpoint.network(),
             config=config,
-            context=ForecastContext.build(dataset, history, config),
+            context=ForecastContext.build(self.alignment.known, self.history(), config),
             name=self.name,
             horizon=horizon,
         )
-        return network if complete else KnownLabelsForecaster(network, aligned)
+
+    def forecaster(self, *, horizon: int | None = None) -> Forecaster:
+        """The trained network, asked in the dataset's ids and times."""
+        if self.alignment.is_identity:
+            return self.network_forecaster(horizon=horizon)
+        own_horizon = None if horizon is None else horizon + self.alignment.time_offset
+        return AlignedForecaster(self.network_forecaster(horizon=own_horizon), self.alignment, horizon=horizon)
 
 
-class KnownLabelsForecaster:
-    """Lets a network answer queries of a dataset with labels that it never saw.
+class AlignedForecaster:
+    """A network that answers in the ids and times of a dataset it was not trained on.
 
     An unknown entity is a candidate below all known ones; a query with an unknown subject or relation
     scores all candidates alike, since nothing is known about it.
     """
 
-    def __init__(self, network: NetworkForecaster, aligned: AlignedDataset) -> None:
+    def __init__(self, network: NetworkForecaster, alignment: Alignment, *, horizon: int | None = None) -> None:
         self.name = network.name
-        self.horizon = network.horizon
+        self.horizon = horizon
         self._network = network
-        self._num_entities = aligned.dataset.num_entities
-        self._num_relations = aligned.dataset.num_relations
-        self._known_entities = aligned.num_known_entities
-        self._known_relations = aligned.num_known_relations
+        self._time_offset = alignment.time_offset
+        self._entity_ids = alignment.entity_ids
+        relations = alignment.relation_ids
+        inverses = np.where(relations >= 0, relations + alignment.known.num_relations, -1)
+        self._relation_ids = np.concatenate([relations, inverses]).astype(np.int32)
 
     def at(self, time: int) -> ScoreFunction:
         """Scores float32 [b, n] of queries at a time."""
-        known_score = self._network.at(time)
+        network_score = self._network.at(time + self._time_offset)
 
         def score(subjects: np.ndarray, relations: np.ndarray) -> np.ndarray:
-            base = relations % self._num_relations
-            known = (subjects < self._known_entities) & (base < self._known_relations)
-            inverse = np.where(relations >= self._num_relations, self._known_relations, 0)
-            own_relations = np.where(known, base + inverse, 0).astype(np.int32)
-            own_subjects = np.where(known, subjects, 0).astype(np.int32)
-            scores = np.full((len(subjects), self._num_entities), -np.inf, np.float32)
-            scores[:, : self._known_entities] = known_score(own_subjects, own_relations)
+            own_subjects, own_relations = self._entity_ids[subjects], self._relation_ids[relations]
+            known = (own_subjects >= 0) & (own_relations >= 0)
+            own = network_score(np.where(known, own_subjects, 0), np.where(known, own_relations, 0))
+            scores = np.asarray(own)[:, self._entity_ids]
+            scores[:, self._entity_ids < 0] = -np.inf
             scores[~known] = 0
             return scores
 
         return score
 
 
-def load_model(stem: Path, data: Dataset | None) -> LoadedModel:
+def load_model(stem: Path, data: Dataset | None = None) -> LoadedModel:
     """Load a checkpoint, on the given dataset or the one it was trained on.
 
     Raises:
@@ -96,12 +100,11 @@ def load_model(stem: Path, data: Dataset | None) -> LoadedModel:
         DataError: the dataset has another kind of labels or another granularity.
     """
     checkpoint = load_checkpoint(stem)
-    dataset = data or _training_dataset(checkpoint, stem)
+    dataset = training_dataset(checkpoint, stem) if data is None else data
     name = stem.name.removesuffix(".json").removesuffix(".npz")
     if dataset.content_hash == checkpoint.dataset["content_hash"]:
-        sizes = (dataset.num_entities, dataset.num_relations)
-        return LoadedModel(checkpoint, name, AlignedDataset(dataset, *sizes), checkpoint.trained_entities)
-    aligned = align(
+        return LoadedModel(checkpoint, name, Alignment.identity(dataset))
+    alignment = align(
         dataset,
         entity_to_id=checkpoint.entity_to_id,
         relation_to_id=checkpoint.relation_to_id,
@@ -109,17 +112,15 @@ def load_model(stem: Path, data: Dataset | None) -> LoadedModel:
         entity_kind=checkpoint.dataset["entity"],
         relation_kind=checkpoint.dataset["relation"],
     )
-    known = np.zeros(aligned.dataset.num_entities, bool)
-    known[: len(checkpoint.trained_entities)] = checkpoint.trained_entities
-    return LoadedModel(checkpoint, name, aligned, known)
+    return LoadedModel(checkpoint, name, alignment)
 
 
-def horizon_of(dataset: Dataset, split: SplitName) -> int:
-    """First time index of a split: what multi-step forecasts of it may not see beyond."""
-    return dataset.split.bounds(split)[0]
+def training_dataset(checkpoint: Checkpoint, stem: Path) -> Dataset:
+    """The dataset that a checkpoint was trained on.
 
-
-def _training_dataset(checkpoint: Checkpoint, stem: Path) -> Dataset:
+    Raises:
+        CheckpointError: it has changed or gone.
+    """
     path = checkpoint.dataset["path"]
     if path is None or not Path(path).exists():
         raise CheckpointError(f"{stem}: its dataset {path} is gone; name one with --data")
@@ -129,6 +130,11 @@ def _training_dataset(checkpoint: Checkpoint, stem: Path) -> Dataset:
             f"{stem}: its dataset {path} has changed since; name one with --data (it may be this one)"
         )
     return dataset
+
+
+def horizon_of(dataset: Dataset, split: SplitName) -> int:
+    """First time index of a split: what multi-step forecasts of it may not see beyond."""
+    return dataset.split.bounds(split)[0]
 
 
 def predict(
@@ -151,29 +157,36 @@ def predict(
     Raises:
         DataError: a label or a time that the model does not know.
     """
-    checkpoint, dataset = model.checkpoint, model.aligned.known_part()
+    checkpoint, known = model.checkpoint, model.alignment.known
     subject = look_up(entity, checkpoint.entity_to_id, "entity")
     base = look_up(relation, checkpoint.relation_to_id, "relation")
-    query = np.int32(base if direction == "object" else base + dataset.num_relations)
-    time = int(dataset.facts[-1, 3]) + 1 if at is None else dataset.time_axis.index(at)
-    if time <= dataset.facts[0, 3]:
-        raise DataError(f"--at {at}: before the first facts, {dataset.time_axis.label(int(dataset.facts[0, 3]))}")
-    score = model.forecaster().at(time)
-    scores = np.asarray(score(np.array([subject], np.int32), np.array([query])))[0, : dataset.num_entities]
-    last_seen = _last_seen(dataset, subject, int(query), time)
-    best = np.argsort(-scores, kind="stable")[:top]
-    given = "subject" if direction == "object" else "object"
+    query = base if direction == "object" else base + known.num_relations
+    time = _time_of(at, model.alignment)
+    score = model.network_forecaster().at(time)
+    scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
+    last_seen = _last_seen(known, subject, query, time)
     predictions = [
         {
-            direction: dataset.entities[i],
+            direction: known.entities[i],
             "probability": float(np.exp(scores[i])),
             "seen_before": i in last_seen,
-            "last_seen": dataset.time_axis.label(last_seen[i]) if i in last_seen else None,
+            "last_seen": known.time_axis.label(last_seen[i]) if i in last_seen else None,
         }
-        for i in best.tolist()
+        for i in np.argsort(-scores, kind="stable")[:top].tolist()
     ]
-    label = dataset.time_axis.label(time)
-    return {given: entity, "relation": relation, "time": label, "predictions": predictions}
+    given = "subject" if direction == "object" else "object"
+    return {given: entity, "relation": relation, "time": known.time_axis.label(time), "predictions": predictions}
+
+
+def _time_of(at: str | None, alignment: Alignment) -> int:
+    """The checkpoint's index of a time, by default of the step after the dataset's last."""
+    axis, first = alignment.known.time_axis, int(alignment.known.facts[0, 3])
+    if at is None:
+        return int(alignment.dataset.facts[-1, 3]) + alignment.time_offset + 1
+    time = axis.index(at)
+    if time <= first:
+        raise DataError(f"--at {at}: nothing is known before the first facts, those of {axis.label(first)}")
+    return time
 
 
 def look_up(label: str, ids: dict[str, int], what: str) -> int:

@@ -3,7 +3,8 @@
 import sys
 
 from geopol_tkg.cli import compare, convert, evaluate, ingest, predict, train, vocab  # noqa: F401
-from geopol_tkg.cli._app import app, run_app
+from geopol_tkg.cli._app import app
+from geopol_tkg.cli._boundary import run_app
 
 __all__ = ["app", "main"]
 

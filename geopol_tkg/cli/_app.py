@@ -1,17 +1,13 @@
-"""What all commands share: the app, output channels, the error boundary, common options."""
+"""What all commands share: the app, its output channels, common options."""
 
 import json
-import os
-import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
-
-from geopol_tkg.errors import GeopolTkgError, UsageError
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,10 +20,20 @@ DataOption = Annotated[
     typer.Option("--data", help="Dataset directory. (default: the one trained on)", show_default=False),
 ]
 
+_ORDER = ("ingest", "vocab", "train", "eval", "compare", "predict", "convert")
+_WIDE = 1000  # columns without a terminal: rows are never broken
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The order of work, not of the alphabet."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
     name="geopol-tkg",
-    help="Forecast geopolitical events from GDELT with temporal knowledge graphs.",
-    no_args_is_help=True,
+    cls=_Commands,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,8 +49,10 @@ class Output:
     quiet: bool = False
     verbose: bool = False
 
+    traceback_wanted: ClassVar[bool] = False  # by the running command's --verbose, for the error boundary
+
     def __post_init__(self) -> None:
-        os.environ["GEOPOL_TKG_VERBOSE"] = "1" if self.verbose else ""
+        Output.traceback_wanted = self.verbose
 
     def note(self, text: str) -> None:
         """A log line."""
@@ -56,60 +64,29 @@ class Output:
         if self.verbose:
             self.note(text)
 
-    def result(self, content: dict[str, Any], table: "Table") -> None:
-        """Print the command's result."""
+    def result(self, content: dict[str, Any], title: str, table: "Table", *lines: str) -> None:
+        """Print the command's result: the JSON object, or a title, a table and lines below it."""
         if self.json:
-            text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-            print(text, flush=True)  # noqa: T201
+            unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+            print(json.dumps(content, allow_nan=False, ensure_ascii=not unicode), flush=True)  # noqa: T201
             return
         from rich.console import Console
 
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=160)
-        console.print(table)
+        console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+        with console.capture() as captured:
+            console.print(table)
+        text = "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+        print(title, text, *lines, sep="\n", flush=True)  # noqa: T201
 
 
-@dataclass
-class StopSignals:
-    """SIGINT and SIGTERM as a flag, so that work in hand is finished and saved.
-
-    A script's background jobs start with SIGINT ignored; the handlers are set all the same. A second
-    signal ends the process at once.
-    """
-
-    number: int | None = None
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self.number or 0)
-
-
-def new_table(title: str, *columns: str) -> "Table":
-    """A table whose first column holds names and whose others hold figures."""
+def new_table(*columns: str) -> "Table":
+    """A table whose first column holds names and whose others hold figures; no header for empty names."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
 
 
@@ -130,47 +107,27 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GEOPOL_TKG_CONFIG",
+            help="TOML file with a table of options for each command.",
+            show_default=False,
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Forecast geopolitical events from GDELT with temporal knowledge graphs."""
+    """Forecast geopolitical events from GDELT with temporal knowledge graphs.
 
+    Options can be set in a TOML file (`--config`; `[train]`, `lr = 0.01`) and by variables such as
+    `GEOPOL_TKG_TRAIN_LR`. The command line wins over variables, variables over the file.
+    """
+    from geopol_tkg.cli._config import defaults
 
-def run_app() -> int:
-    """Run the command line; expected failures become one line on stderr and an exit code."""
-    try:
-        app(standalone_mode=True)
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (GeopolTkgError, OSError, RuntimeError) as error:
-        return _report(error)
-    return 0
-
-
-def _report(error: Exception) -> int:
-    if os.environ.get("GEOPOL_TKG_VERBOSE"):
-        import traceback
-
-        traceback.print_exc()
-    message = _explain(error)
-    if message is None:
-        raise error
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
-    return 2 if isinstance(error, UsageError) else 1
-
-
-def _explain(error: Exception) -> str | None:
-    """One line for what users can mend; None for a defect, which keeps its traceback."""
-    if isinstance(error, GeopolTkgError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return "out of device memory: lower --batch-size or --embedding-dim, or use --remat or --precision bf16"
-    return None
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())  # noqa: T201
+        raise typer.Exit(2)
+    ctx.default_map = defaults(ctx.command.commands, config)  # type: ignore[attr-defined]

@@ -1,54 +1,101 @@
 """Opens what a user names: a checkpoint or a baseline, on its dataset. Loads jax; imported in bodies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from geopol_tkg.checkpoint import checkpoint_paths, load_checkpoint
 from geopol_tkg.cli._app import Output
 from geopol_tkg.cli._options import open_dataset
 from geopol_tkg.config import Protocol, SplitName
 from geopol_tkg.data.dataset import Dataset
-from geopol_tkg.forecasts import horizon_of, load_model
+from geopol_tkg.errors import CheckpointError, UsageError
+from geopol_tkg.forecasts import LoadedModel, horizon_of, load_model, training_dataset
 from geopol_tkg.models.base import Forecaster
-from geopol_tkg.models.recurrency import baseline, is_baseline
+from geopol_tkg.models.recurrency import BASELINES, baseline, is_baseline
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A forecaster, the dataset it is measured on, and what it was trained on (None: the train split)."""
+    """A forecaster, the dataset it is measured on, and what it was trained on (None: the train split).
+
+    Attributes:
+        remarks: what the JSON says besides, of a dataset that is not the model's own.
+    """
 
     name: str
     forecaster: Forecaster
     dataset: Dataset
-    dataset_hash: str
     known_entities: np.ndarray | None = None
-    unknown_labels: dict[str, Any] = field(default_factory=dict)
+    remarks: dict[str, Any] = field(default_factory=dict)
 
 
-def open_model(name: str, data: Path | None, *, split: SplitName, protocol: Protocol, output: Output) -> OpenModel:
-    """Open a baseline by its name or a checkpoint by its path."""
+def open_model(
+    name: str, dataset: Dataset | None, *, split: SplitName, protocol: Protocol, output: Output
+) -> OpenModel:
+    """Open a baseline by its name or a checkpoint by its path, on a dataset or the one it belongs to."""
     if is_baseline(name):
-        dataset = open_dataset(data)
-        horizon = horizon_of(dataset, split) if protocol == "multi-step" else None
-        forecaster = baseline(name, dataset, horizon=horizon)
-        return OpenModel(name, forecaster, dataset, dataset.content_hash)
-    given = None if data is None else open_dataset(data)
-    model = load_model(Path(name), given)
-    horizon = horizon_of(model.dataset, split) if protocol == "multi-step" else None
-    entities, relations = model.aligned.unknown_entities, model.aligned.unknown_relations
-    unknown: dict[str, Any] = {}
-    if entities or relations:
-        unknown = {"unknown_entities": len(entities), "unknown_relations": len(relations)}
-        output.note(
-            f"{len(entities)} entities and {len(relations)} relations of the dataset are unknown to {model.name}"
-        )
+        dataset = open_dataset(None) if dataset is None else dataset
+        return OpenModel(name, baseline(name, dataset, horizon=_horizon(dataset, split, protocol)), dataset)
+    _require_checkpoint(name)
+    model = load_model(Path(name), dataset)
     return OpenModel(
         name=model.name,
-        forecaster=model.forecaster(horizon=horizon),
+        forecaster=model.forecaster(horizon=_horizon(model.dataset, split, protocol)),
         dataset=model.dataset,
-        dataset_hash=(given.content_hash if given else model.checkpoint.dataset["content_hash"]),
         known_entities=model.known_entities,
-        unknown_labels=unknown,
+        remarks={} if model.alignment.is_identity else _remarks(model, split, output),
     )
+
+
+def shared_dataset(names: Sequence[str]) -> Dataset | None:
+    """The dataset that all named checkpoints were trained on; None when only baselines are named.
+
+    Raises:
+        UsageError: they were trained on different ones.
+    """
+    stems = [Path(name) for name in names if not is_baseline(name)]
+    for stem in stems:
+        _require_checkpoint(str(stem))
+    checkpoints = [load_checkpoint(stem) for stem in stems]
+    hashes = [checkpoint.dataset["content_hash"] for checkpoint in checkpoints]
+    for stem, found in zip(stems, hashes, strict=True):
+        if found != hashes[0]:
+            raise UsageError(
+                f"{stems[0]} and {stem} were trained on different datasets; name one to compare them on with --data"
+            )
+    return training_dataset(checkpoints[0], stems[0]) if stems else None
+
+
+def _horizon(dataset: Dataset, split: SplitName, protocol: Protocol) -> int | None:
+    return horizon_of(dataset, split) if protocol == "multi-step" else None
+
+
+def _require_checkpoint(name: str) -> None:
+    path = checkpoint_paths(Path(name))[1]
+    if not path.is_file():
+        raise CheckpointError(
+            f"{name}: no checkpoint here (no {path}) and no baseline; run geopol-tkg train first, or name one of "
+            f"{', '.join(BASELINES)}"
+        )
+
+
+def _remarks(model: LoadedModel, split: SplitName, output: Output) -> dict[str, Any]:
+    """What to know of figures on another dataset: labels the model lacks, times it was trained on."""
+    alignment, checkpoint = model.alignment, model.checkpoint
+    entities, relations = alignment.num_unknown_entities, alignment.num_unknown_relations
+    if entities or relations:
+        output.note(f"{entities} entities and {relations} relations of the dataset are unknown to {model.name}")
+    facts = model.dataset.facts_of(split)
+    first = int(facts[0, 3]) + alignment.time_offset if len(facts) else checkpoint.split.valid_start
+    overlaps = first < checkpoint.split.valid_start
+    if overlaps:
+        begin, end = (checkpoint.time_axis.label(i) for i in (first, checkpoint.split.valid_start))
+        output.note(
+            f"warning: {split} begins at {begin}, {model.name} was trained on facts up to {end}: "
+            "these figures are no forecasts"
+        )
+    return {"unknown_entities": entities, "unknown_relations": relations, "overlaps_training": overlaps}

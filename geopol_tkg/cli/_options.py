@@ -1,8 +1,9 @@
-"""Options that more than one command takes, and the datasets and models that they name."""
+"""Options that more than one command takes, and the places that they stand for by default."""
 
+import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +17,7 @@ from geopol_tkg.config import (
     RelationKind,
     TimeSource,
 )
-from geopol_tkg.errors import CheckpointError, UsageError
+from geopol_tkg.errors import CheckpointError, DataError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
@@ -25,26 +26,46 @@ SAMPLE_DATASET = Path("data/gdelt-sample")
 _INGEST_PANEL = "How events become facts"
 
 
-def _option(flag: str, text: str) -> typer.models.OptionInfo:
-    return typer.Option(flag, help=text, rich_help_panel=_INGEST_PANEL)
+def finite(value: float) -> float:
+    """Callback of options that are numbers: neither NaN nor infinite."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _granularity(text: str) -> str:
+    from geopol_tkg.data.time_axis import granularity_seconds
+
+    try:
+        granularity_seconds(text)
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+def _option(flag: str, text: str, **more: Any) -> typer.models.OptionInfo:
+    return typer.Option(flag, help=text, rich_help_panel=_INGEST_PANEL, **more)
 
 
 EntityOption = Annotated[EntityKind, _option("--entity", "Actor column that names an entity.")]
 RelationOption = Annotated[RelationKind, _option("--relation", "Event column that names a relation.")]
-GranularityOption = Annotated[str, _option("--granularity", "Width of a time step: 15min, 1h, 1d, 1w ...")]
+GranularityOption = Annotated[
+    str, _option("--granularity", "Width of a time step: 15min, 1h, 1d, 1w ...", callback=_granularity)
+]
 TimeOption = Annotated[
     TimeSource,
     _option("--time", "DATEADDED (added), SQLDATE (event), or by the day the row was added (auto)."),
 ]
-NumDaysOption = Annotated[int, _option("--num-days", "Keep the last days; 0 keeps all.")]
+NumDaysOption = Annotated[int, _option("--num-days", "Keep the last days; 0 keeps all.", min=0)]
 MaxEventsOption = Annotated[
-    int, _option("--max-events", "Keep so many facts, thinned per timestamp in proportion; 0 keeps all.")
+    int, _option("--max-events", "Keep so many facts, thinned per timestamp in proportion; 0 keeps all.", min=0)
 ]
-MinMentionsOption = Annotated[int, _option("--min-mentions", "Drop rows with fewer NumMentions.")]
-MinEntityCountOption = Annotated[int, _option("--min-entity-count", "Drop entities in fewer distinct facts, one pass.")]
+MinMentionsOption = Annotated[int, _option("--min-mentions", "Drop rows with fewer NumMentions.", min=0)]
+MinEntityCountOption = Annotated[
+    int, _option("--min-entity-count", "Drop entities in fewer distinct facts, one pass.", min=0)
+]
 SelfPairsOption = Annotated[bool, _option("--keep-self-pairs", "Keep rows that name the same entity twice.")]
 SplitOption = Annotated[str, _option("--split", "Shares of the timestamps for train, valid and test, in time order.")]
-SplitNameOption = Annotated[str, typer.Option("--split", help="train, valid or test.")]
 DeviceOption = Annotated[
     DeviceChoice, typer.Option("--device", help="auto takes a GPU where there is one; gpu never falls back.")
 ]
@@ -59,24 +80,49 @@ def parse_split(text: str) -> tuple[float, float, float]:
         train, valid, test = (float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"--split {text!r}: wanted three numbers like 0.8,0.1,0.1") from error
-    if min(train, valid, test) <= 0 or abs(train + valid + test - 1) > 1e-6:
+    if not (min(train, valid, test) > 0 and abs(train + valid + test - 1) < 1e-6):
         raise UsageError(f"--split {text!r}: wanted three positive shares that sum to 1")
     return train, valid, test
 
 
 def choose_device(device: DeviceChoice) -> None:
-    """Set up JAX for a device; must run before jax is imported."""
+    """Set up JAX for a device; must run before jax is imported.
+
+    Raises:
+        TrainingError: a GPU was asked for and there is none.
+    """
     if device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+    if (cache := _cache_dir()) is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+    if device == "gpu":
+        _require_gpu()
 
 
-def _cache_dir() -> Path:
+def _require_gpu() -> None:
+    import jax
+
+    try:
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS=cuda without a GPU
+        found = str(error) or "no device"
+    if found != "gpu":
+        raise TrainingError(
+            f"--device gpu was asked for, but jax sees only {found}: install 'geopol-tkg[cuda13]' (or cuda12) "
+            "and check the driver with nvidia-smi"
+        )
+
+
+def _cache_dir() -> Path | None:
+    """Where compiled programs are kept; None where nothing can be written."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = root / "geopol-tkg" / "jax"
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
     return path
 
 

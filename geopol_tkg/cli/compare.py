@@ -11,6 +11,9 @@ from geopol_tkg.config import SplitName
 from geopol_tkg.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
 
@@ -22,7 +25,8 @@ def command(
     data: DataOption = None,
     split: Annotated[SplitName, typer.Option(help="Which split.")] = "test",
     pass_threshold: Annotated[
-        float, typer.Option(help="Least MRR of the first against the last, in percent of the last's.")
+        float,
+        typer.Option(callback=opt.finite, help="Least difference of MRR, first minus last, in percent of the last's."),
     ] = -5.0,
     output_path: Annotated[Path, typer.Option("--output", help="JSON report.")] = Path("comparison_report.json"),
     device: opt.DeviceOption = "auto",
@@ -41,33 +45,36 @@ def command(
     if len(models) < 2:
         raise UsageError("compare needs two models or more")
     opt.choose_device(device)
-    content = compare(models, data=data, split=split, pass_threshold=pass_threshold, output=output)
+    dataset = None if data is None else opt.open_dataset(data)
+    content = compare(models, dataset=dataset, split=split, pass_threshold=pass_threshold, output=output)
     write_json(output_path, content)
-    output.result(content, _table(content))
-    output.note(_verdict(content))
+    title = f"{content['num_queries']:,} queries of {split}, single-step, time filter, both directions"
+    output.result(content, title, _table(content), "", *_verdict(content))
     output.note(f"report: {output_path}")
     if not content["passed"]:
         raise typer.Exit(3)
 
 
 def compare(
-    models: list[str], *, data: Path | None, split: SplitName, pass_threshold: float, output: Output
+    models: list[str], *, dataset: "Dataset | None", split: SplitName, pass_threshold: float, output: Output
 ) -> dict[str, Any]:
     """Evaluate every model and compare the first with the last: the command's JSON."""
+    from geopol_tkg.cli._models import shared_dataset
     from geopol_tkg.cli.evaluate import METRICS, evaluate_named
     from geopol_tkg.evaluation.compare import gate, paired_difference
 
     all_ranks: list[Ranks] = []
     rows = []
-    data = data or _shared_dataset(models)
+    if dataset is None:
+        dataset = shared_dataset(models)
     for name in models:
         output.note(f"evaluating {name}")
         ranks, metrics = evaluate_named(
-            name, data=data, split=split, protocol="single-step", filter_name="time", output=output
+            name, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
         )
         all_ranks.append(ranks)
         rows.append({"name": name, **{m: metrics[m] for m in METRICS}, "strata": metrics["strata"]})
-    difference = paired_difference(all_ranks[0], all_ranks[-1])
+    difference: dict[str, Any] = paired_difference(all_ranks[0], all_ranks[-1])
     return {
         "models": rows,
         **difference,
@@ -79,23 +86,10 @@ def compare(
     }
 
 
-def _shared_dataset(models: list[str]) -> Path | None:
-    """The dataset of the first checkpoint, so that baselines beside it see the same facts."""
-    from geopol_tkg.checkpoint import load_checkpoint
-    from geopol_tkg.models.recurrency import is_baseline
-
-    for name in models:
-        if not is_baseline(name):
-            path = load_checkpoint(Path(name)).dataset["path"]
-            return None if path is None else Path(path)
-    return None
-
-
-def _table(content: dict[str, Any]) -> Any:
+def _table(content: dict[str, Any]) -> "Table":
     from geopol_tkg.cli.evaluate import METRICS, format_metric
 
-    title = f"{content['num_queries']:,} queries of {content['split']}, single-step, time filter, both directions"
-    table = new_table(title, "model", *METRICS, "MRR seen", "MRR unseen")
+    table = new_table("model", *METRICS, "MRR seen", "MRR unseen")
     for row in content["models"]:
         strata = [row["strata"][name]["mrr"] for name in ("seen", "unseen")]
         values = [row[name] for name in METRICS] + strata
@@ -103,13 +97,13 @@ def _table(content: dict[str, Any]) -> Any:
     return table
 
 
-def _verdict(content: dict[str, Any]) -> str:
+def _verdict(content: dict[str, Any]) -> tuple[str, str]:
     first, last = (content["models"][i]["name"] for i in (0, -1))
     interval = "no interval (one timestamp)"
     if content["ci_low"] is not None:
         interval = f"95 % interval {content['ci_low']:+.4f} to {content['ci_high']:+.4f}"
     return (
-        f"MRR of {first} minus {last}: {content['delta']:+.4f} ({content['delta_pct']:+.1f} %), {interval}, "
-        f"p = {content['p_value']:.4f}; threshold {content['pass_threshold']:+.1f} %: "
-        f"{'passed' if content['passed'] else 'NOT PASSED'}"
+        f"MRR of {first} minus {last}: {content['delta']:+.4f} ({content['delta_pct']:+.1f} %)",
+        f"{interval}, p = {content['p_value']:.4f}; threshold {content['pass_threshold']:+.1f} %: "
+        f"{'passed' if content['passed'] else 'NOT PASSED'}",
     )

@@ -21,7 +21,8 @@ def command(
         typer.Option("--output", help="File to write. (default: <model>_trained.pt beside it)", show_default=False),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of log-probabilities, JAX against PyTorch.")
+        float,
+        typer.Option(min=0, callback=opt.finite, help="Largest difference of log-probabilities, JAX against PyTorch."),
     ] = 1e-4,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -39,11 +40,14 @@ def command(
 
     model = load_model(stem, None if data is None else opt.open_dataset(data))
     path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained.pt"
-    content = convert(model, output=path, tolerance=tolerance)
-    table = new_table(f"Converted {plain(stem)}", "", "")
+    content = convert(model.checkpoint, model.alignment.known, model.history(), output=path, tolerance=tolerance)
+    table = new_table("", "")
     for name, value in content.items():
         table.add_row(name.replace("_", " "), plain(value))
-    output.result(content, table)
+    output.result(content, f"Converted {stem}" if content["passed"] else f"NOT converted: {stem}", table)
     if not content["passed"]:
-        output.note(f"{path} was not written: PyTorch's scores differ by {content['max_abs_difference']:.3g}")
+        output.note(
+            f"{path} was not written: PyTorch's scores differ by {content['max_abs_difference']:.3g}, "
+            f"more than --tolerance {tolerance:g}"
+        )
         raise typer.Exit(3)

@@ -11,15 +11,18 @@ from geopol_tkg.cli._app import (
     JsonFlag,
     Output,
     QuietFlag,
-    StopSignals,
     VerboseFlag,
     app,
     new_table,
     plain,
 )
+from geopol_tkg.cli._signals import StopSignals
 from geopol_tkg.config import FilterName, Protocol, SplitName
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
 METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
@@ -55,17 +58,21 @@ def command(
     output = Output(json=json, quiet=quiet, verbose=verbose)
     opt.choose_device(device)
     name = checkpoint or str(opt.default_checkpoint(output))
-    result, content = evaluate_named(name, data=data, split=split, protocol=protocol, filter_name=filter, output=output)
+    dataset = None if data is None else opt.open_dataset(data)
+    result, content = evaluate_named(
+        name, dataset=dataset, split=split, protocol=protocol, filter_name=filter, output=output
+    )
     if ranks is not None:
         _write_ranks(result, ranks)
         output.note(f"{len(result.rank):,} ranks in {ranks}")
-    output.result(content, metrics_table(content))
+    title = f"{content['model']} on {split}, {protocol}, {filter} filter, both directions"
+    output.result(content, title, _table(content))
 
 
 def evaluate_named(
     name: str,
     *,
-    data: Path | None,
+    dataset: "Dataset | None",
     split: SplitName,
     protocol: Protocol,
     filter_name: FilterName,
@@ -76,7 +83,7 @@ def evaluate_named(
     from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
 
     with StopSignals() as signals:
-        model = open_model(name, data, split=split, protocol=protocol, output=output)
+        model = open_model(name, dataset, split=split, protocol=protocol, output=output)
         try:
             result = evaluate(
                 model.forecaster,
@@ -94,19 +101,19 @@ def evaluate_named(
         "protocol": protocol,
         "filter": filter_name,
         **result.metrics(),
-        "dataset": model.dataset_hash,
+        "dataset": model.dataset.content_hash,
+        **model.remarks,
     }
-    return result, content | model.unknown_labels
+    return result, content
 
 
-def metrics_table(content: dict[str, Any]) -> Any:
+def _table(content: dict[str, Any]) -> "Table":
     """Metrics over all queries, by direction and by stratum."""
-    protocol = f"{content['split']}, {content['protocol']}, {content['filter']} filter, both directions"
-    table = new_table(f"{plain(content['model'])} on {protocol}", "queries", "count", *METRICS)
+    table = new_table("queries", "count", *METRICS)
     rows = {"all": content, "object (s, r, ?)": content["object"], "subject (?, r, o)": content["subject"]}
     rows |= {name.replace("_", " "): part for name, part in content["strata"].items()}
     for name, part in rows.items():
-        table.add_row(name, f"{part['num_queries']:,}", *(format_metric(part[m]) for m in METRICS))
+        table.add_row(plain(name), f"{part['num_queries']:,}", *(format_metric(part[m]) for m in METRICS))
     return table
 
 

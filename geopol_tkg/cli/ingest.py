@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table
 from geopol_tkg.config import DEFAULT_DATASET, IngestConfig
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from geopol_tkg.data.dataset import Dataset
 
 
@@ -30,7 +32,7 @@ def command(
     min_entity_count: opt.MinEntityCountOption = opt.INGEST.min_entity_count,
     keep_self_pairs: opt.SelfPairsOption = opt.INGEST.keep_self_pairs,
     split: opt.SplitOption = opt.DEFAULT_SPLIT,
-    seed: Annotated[int, typer.Option(help="Of the thinning by --max-events.")] = opt.INGEST.seed,
+    seed: Annotated[int, typer.Option(help="Of the thinning by --max-events.", min=0)] = opt.INGEST.seed,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -57,7 +59,7 @@ def command(
     )
     dataset = ingest_to(sources, config, out, output)
     content = summary(dataset, out)
-    output.result(content, _table(content))
+    output.result(content, f"Dataset {out}", _table(content))
 
 
 def ingest_to(sources: list[str], config: IngestConfig, out: Path, output: Output) -> "Dataset":
@@ -82,14 +84,14 @@ def summary(dataset: "Dataset", out: Path) -> dict[str, Any]:
     }
 
 
-def _table(content: dict[str, Any]) -> Any:
-    table = new_table(f"Dataset {plain(content['out'])}", "", "count")
+def _table(content: dict[str, Any]) -> "Table":
+    table = new_table("", "")
     for name in ("facts", "entities", "relations", "timestamps", "train", "valid", "test", "rows_read"):
         table.add_row(name.replace("_", " "), f"{content[name]:,}")
     for reason, rows in content["rows_dropped"].items():
         table.add_row(f"dropped: {reason.replace('_', ' ')}", f"{rows:,}")
     gaps = content["gaps"]
-    for name in gaps:
-        value = gaps[name]
-        table.add_row(f"gaps: {name.replace('_', ' ')}", f"{value if isinstance(value, int) else len(value):,}")
+    table.add_row("missing steps", f"{gaps['missing_steps']:,}")
+    table.add_row("missing days", f"{gaps['num_missing_days']:,}")
+    table.add_row("empty files", f"{len(gaps['empty_files']):,}")
     return table

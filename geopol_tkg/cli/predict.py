@@ -1,12 +1,15 @@
 """``geopol-tkg predict``: ranked forecasts by label."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @app.command("predict")
@@ -37,14 +40,12 @@ def command(
 
     model = load_model(stem, None if data is None else opt.open_dataset(data))
     content = predict(model, entity, relation, direction="subject" if rank_subjects else "object", at=at, top=top)
-    output.result(content, _table(content, rank_subjects))
+    query = f"(?, {relation}, {entity})" if rank_subjects else f"({entity}, {relation}, ?)"
+    output.result(content, f"{query} at {content['time']}", _table(content, "subject" if rank_subjects else "object"))
 
 
-def _table(content: dict[str, Any], rank_subjects: bool) -> Any:
-    asked = "subject" if rank_subjects else "object"
-    given = content["object"] if rank_subjects else content["subject"]
-    query = f"(?, {content['relation']}, {given})" if rank_subjects else f"({given}, {content['relation']}, ?)"
-    table = new_table(plain(f"{query} at {content['time']}"), asked, "probability", "seen before", "last seen")
+def _table(content: dict[str, Any], asked: str) -> "Table":
+    table = new_table(asked, "probability", "seen before", "last seen")
     for row in content["predictions"]:
         seen = "yes" if row["seen_before"] else "no"
         table.add_row(plain(row[asked]), f"{row['probability']:.4f}", seen, plain(row["last_seen"] or "–"))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table
 from geopol_tkg.config import ModelConfig
 
 DEFAULT_WINDOW = ModelConfig.history_window
@@ -43,7 +43,7 @@ def command(
         "seconds": round(time.perf_counter() - started, 3),
         "out": str(path),
     }
-    table = new_table(f"History vocabulary {plain(path)}", "", "")
+    table = new_table("", "")
     for name in ("rows", "facts", "window", "bytes", "seconds"):
         table.add_row(name, f"{content[name]:,}")
-    output.result(content, table)
+    output.result(content, f"History vocabulary {path}", table)

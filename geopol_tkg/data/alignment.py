@@ -4,44 +4,46 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geopol_tkg.data.dataset import Dataset, Split
+from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import DataError
 
 
 @dataclass(frozen=True)
-class AlignedDataset:
-    """A dataset whose first labels are the reference's, in its order; unknown labels follow.
+class Alignment:
+    """How a dataset's ids and times translate to a reference's.
 
     Attributes:
-        dataset: all facts, on the reference's time axis.
-        num_known_entities, num_known_relations: how many labels the reference has.
+        dataset: as it is.
+        known: its facts among labels that the reference has, in the reference's ids, labels and times.
+        entity_ids: int32 [n], the reference's id of each entity; -1 where it has none.
+        relation_ids: int32 [r], likewise.
+        time_offset: what turns a time index of the dataset into one of the reference.
     """
 
     dataset: Dataset
-    num_known_entities: int
-    num_known_relations: int
+    known: Dataset
+    entity_ids: np.ndarray
+    relation_ids: np.ndarray
+    time_offset: int
+
+    @classmethod
+    def identity(cls, dataset: Dataset) -> "Alignment":
+        """Of a dataset with itself."""
+        entities, relations = np.arange(dataset.num_entities), np.arange(dataset.num_relations)
+        return cls(dataset, dataset, entities.astype(np.int32), relations.astype(np.int32), 0)
 
     @property
-    def unknown_entities(self) -> tuple[str, ...]:
-        return self.dataset.entities[self.num_known_entities :]
+    def is_identity(self) -> bool:
+        return self.known is self.dataset
 
     @property
-    def unknown_relations(self) -> tuple[str, ...]:
-        return self.dataset.relations[self.num_known_relations :]
+    def num_unknown_entities(self) -> int:
+        return int((self.entity_ids < 0).sum())
 
-    def known_part(self) -> Dataset:
-        """The dataset with known labels and the facts among them only."""
-        subject, relation, object_, _ = self.dataset.facts.T
-        entities, relations = self.num_known_entities, self.num_known_relations
-        known = (subject < entities) & (object_ < entities) & (relation < relations)
-        return replace(
-            self.dataset,
-            entities=self.dataset.entities[:entities],
-            relations=self.dataset.relations[:relations],
-            facts=self.dataset.facts[known],
-            path=None,
-        )
+    @property
+    def num_unknown_relations(self) -> int:
+        return int((self.relation_ids < 0).sum())
 
 
 def align(
@@ -52,41 +54,54 @@ def align(
     time_axis: TimeAxis,
     entity_kind: str,
     relation_kind: str,
-) -> AlignedDataset:
-    """Renumber a dataset's labels and times to a reference's.
+) -> Alignment:
+    """Translate a dataset's labels and times to a reference's.
 
     Raises:
-        DataError: another kind of entity or relation, or another granularity.
+        DataError: another kind of entity or relation, another granularity, or no fact with known labels.
     """
     _require_kind("entity", dataset.entity_kind, entity_kind)
     _require_kind("relation", dataset.relation_kind, relation_kind)
     offset = dataset.time_axis.offset_to(time_axis)
-    entities, entity_ids = _renumber(dataset.entities, entity_to_id)
-    relations, relation_ids = _renumber(dataset.relations, relation_to_id)
-    subject, relation, object_, time = dataset.facts.T
-    columns = [entity_ids[subject], relation_ids[relation], entity_ids[object_], time + offset]
-    facts = np.stack(columns, axis=1).astype(np.int32)
-    aligned = replace(
+    entity_ids = _ids(dataset.entities, entity_to_id)
+    relation_ids = _ids(dataset.relations, relation_to_id)
+    known = replace(
         dataset,
-        entities=entities,
-        relations=relations,
-        facts=facts[np.lexsort(facts.T[[2, 1, 0, 3]])],
-        split=Split(dataset.split.valid_start + offset, dataset.split.test_start + offset),
+        entities=_in_order(entity_to_id),
+        relations=_in_order(relation_to_id),
+        facts=_translate(dataset.facts, entity_ids, relation_ids, offset),
+        split=replace(
+            dataset.split,
+            valid_start=dataset.split.valid_start + offset,
+            test_start=dataset.split.test_start + offset,
+        ),
         time_axis=time_axis,
         path=None,
     )
-    return AlignedDataset(aligned, len(entity_to_id), len(relation_to_id))
+    return Alignment(dataset, known, entity_ids, relation_ids, offset)
+
+
+def _translate(facts: np.ndarray, entity_ids: np.ndarray, relation_ids: np.ndarray, offset: int) -> np.ndarray:
+    """Facts among known labels, sorted as a dataset's are: int32 [f, 4]."""
+    subject, relation, object_, time = facts.T
+    columns = [entity_ids[subject], relation_ids[relation], entity_ids[object_], time + offset]
+    translated = np.stack(columns, axis=1).astype(np.int32)
+    translated = translated[(translated[:, :3] >= 0).all(axis=1)]
+    if not len(translated):
+        raise DataError("the dataset has no fact among labels that the model knows: nothing to forecast from")
+    return translated[np.lexsort(translated.T[[2, 1, 0, 3]])]
 
 
 def _require_kind(what: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise DataError(
-            f"the dataset's {what} labels are of kind {found}, the checkpoint's {wanted}: ingest with --{what} {wanted}"
-        )
+    if found == wanted:
+        return
+    advice = "give a dataset of the same source" if wanted == "given" else f"ingest with --{what} {wanted}"
+    raise DataError(f"the dataset's {what} labels are of kind {found}, the checkpoint's {wanted}: {advice}")
 
 
-def _renumber(labels: tuple[str, ...], known: dict[str, int]) -> tuple[tuple[str, ...], np.ndarray]:
-    """All labels, known ones first, and the new id of each old one: int32 [x]."""
-    unknown = [label for label in labels if label not in known]
-    ids = known | {label: len(known) + i for i, label in enumerate(unknown)}
-    return tuple(ids), np.array([ids[label] for label in labels], np.int32)
+def _ids(labels: tuple[str, ...], known: dict[str, int]) -> np.ndarray:
+    return np.array([known.get(label, -1) for label in labels], np.int32)
+
+
+def _in_order(ids: dict[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(ids, key=ids.__getitem__))

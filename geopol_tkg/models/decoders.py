@@ -6,7 +6,7 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.models.layers import BatchNorm, DTypeLike, dot, dropout, split_key, uniform
+from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, dropout, split_key, uniform
 
 
 class ConvTransE(nnx.Module):
@@ -34,21 +34,48 @@ class ConvTransE(nnx.Module):
         statistics = None if key is None else mask
         input_key, feature_key, hidden_key = split_key(key, 3)
         x = self.input_norm(jnp.stack(inputs, axis=-1), mask=statistics)
-        x = self._convolve(dropout(x, self.rate, input_key), dtype)
-        x = dropout(jax.nn.relu(self.conv_norm(x, mask=statistics)), self.rate, feature_key)
+        x = self._features(dropout(x, self.rate, input_key), statistics, dtype)
+        x = dropout(x, self.rate, feature_key)
         weight = self.linear_weight[...].reshape(-1, self.linear_weight.shape[-1])
         x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]
         return jax.nn.relu(self.output_norm(dropout(x, self.rate, hidden_key), mask=statistics))
 
-    def _convolve(self, x: Array, dtype: DTypeLike) -> Array:
-        """Same-padded 1-d convolution: [b, d, inputs] to [b, d, channels] in ``dtype``."""
+    def _features(self, x: Array, mask: Array | None, dtype: DTypeLike) -> Array:
+        """Same-padded 1-d convolution, batch norm and ReLU: [b, d, inputs] to [b, d, channels] in ``dtype``.
+
+        The norm is folded into the kernel, so the [b, d, channels] array is written once.
+        """
         width, num_inputs, channels = self.conv_weight.shape
-        padding = (width - 1) // 2
-        padded = jnp.pad(x, ((0, 0), (padding, width - 1 - padding), (0, 0)))
-        length = x.shape[1]
-        patches = jnp.concatenate([padded[:, i : i + length] for i in range(width)], axis=-1)
-        kernel = self.conv_weight[...].reshape(width * num_inputs, channels)
-        return (dot(patches, kernel, dtype) + self.conv_bias[...]).astype(dtype)
+        patches = _patches(x, width)
+        kernel, bias = self.conv_weight[...].reshape(width * num_inputs, channels), self.conv_bias[...]
+        moments = None
+        if mask is not None:
+            moments = _convolved_moments(patches, kernel, bias, mask)
+            self.conv_norm.remember(moments)
+        factor, offset = self.conv_norm.affine(moments)
+        return jax.nn.relu(dot(patches, kernel * factor, dtype).astype(dtype) + (bias * factor + offset).astype(dtype))
+
+
+def _patches(x: Array, width: int) -> Array:
+    """What each output position of a same-padded convolution sees: [b, d, c] to [b, d, width * c]."""
+    before = (width - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
+    return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(width)], axis=-1)
+
+
+def _convolved_moments(patches: Array, kernel: Array, bias: Array, mask: Array) -> Moments:
+    """Moments of ``patches @ kernel + bias`` per channel, from the small covariance of the patches.
+
+    ``mean = k . E[p] + b`` and ``var = k' Cov(p) k``: no pass over the [b, d, channels] output.
+    """
+    count = jnp.sum(mask) * patches.shape[1]
+    divisor = jnp.maximum(count, 1).astype(jnp.float32)
+    rows = jnp.where(mask[:, None, None], patches, 0).reshape(-1, patches.shape[-1])
+    mean = jnp.sum(rows, axis=0) / divisor
+    with jax.default_matmul_precision("highest"):
+        covariance = rows.T @ rows / divisor - jnp.outer(mean, mean)
+        var = jnp.sum(kernel * (covariance @ kernel), axis=0)
+        return Moments(mean @ kernel + bias, jnp.maximum(var, 0), count)
 
 
 class TimeEncoding(nnx.Module):

@@ -4,6 +4,7 @@ Axis letters: n entities, r relations, d hidden, e edges, a connected entities, 
 b queries, c channels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ DTypeLike = Any
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
-    """Rows of unit length; a zero row stays zero and passes no gradient."""
+    """Rows of unit length; a zero row stays zero."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
@@ -27,9 +28,29 @@ def leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dot(x: Array, weight: Array, dtype: DTypeLike) -> Array:
-    """Matrix product computed in ``dtype``, accumulated and returned in float32."""
+    """Product of [..., i] and [i, o] computed in ``dtype``, accumulated and returned in float32.
+
+    The backward pass computes its two products in ``dtype`` as well, and keeps operands in ``dtype``.
+    """
     return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _dot_forward(x: Array, weight: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
+    types = (jnp.zeros(0, x.dtype), jnp.zeros(0, weight.dtype))
+    return dot(x, weight, dtype), (x.astype(dtype), weight.astype(dtype), *types)
+
+
+def _dot_backward(dtype: DTypeLike, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    x, weight, x_type, weight_type = saved
+    gradient = gradient.astype(dtype)
+    to_x = jnp.matmul(gradient, weight.T, preferred_element_type=x_type.dtype)
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return to_x, jnp.matmul(rows.T, gradients, preferred_element_type=weight_type.dtype)
+
+
+dot.defvjp(_dot_forward, _dot_backward)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -145,5 +166,5 @@ def masked_moments(x: Array, mask: Array) -> Moments:
     divisor = jnp.maximum(count, 1).astype(jnp.float32)
     values = x.astype(jnp.float32)
     mean = jnp.sum(values * weight, axis=axes) / divisor
-    square = jnp.sum(values * values * weight, axis=axes) / divisor
-    return Moments(mean, jnp.maximum(square - mean * mean, 0), count)
+    var = jnp.sum(jnp.square(values - mean) * weight, axis=axes) / divisor
+    return Moments(mean, var, count)

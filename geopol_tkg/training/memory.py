@@ -14,7 +14,7 @@ class MemoryMeter:
 
     Attributes:
         used_mb: at the last sample.
-        epoch_high_mb: highest sample since :meth:`new_epoch`.
+        epoch_high_mb: highest sample since :meth:`new_epoch`; the epoch before's until the first one.
         run_peak_mb: highest since the start (on a GPU as its allocator counted it).
     """
 
@@ -22,20 +22,22 @@ class MemoryMeter:
     used_mb: float = 0.0
     epoch_high_mb: float = 0.0
     run_peak_mb: float = 0.0
+    _is_new_epoch: bool = False
 
     @property
     def kind(self) -> str:
         return "RSS" if self.device.platform == "cpu" else "VRAM"
 
     def new_epoch(self) -> None:
-        self.epoch_high_mb = 0.0
+        self._is_new_epoch = True
 
     def sample(self) -> None:
         """Read the memory in use now."""
         statistics = self.device.memory_stats() or {}
         used = statistics.get("bytes_in_use", 0) if self.kind == "VRAM" else _resident_bytes()
         self.used_mb = used / _MB
-        self.epoch_high_mb = max(self.epoch_high_mb, self.used_mb)
+        self.epoch_high_mb = self.used_mb if self._is_new_epoch else max(self.epoch_high_mb, self.used_mb)
+        self._is_new_epoch = False
         peak = statistics.get("peak_bytes_in_use", 0) / _MB
         self.run_peak_mb = max(self.run_peak_mb, self.used_mb, peak)
 

@@ -14,7 +14,10 @@ from geopol_tkg.errors import DataError
 from geopol_tkg.models.graph import WindowShape, window_shape
 
 MAX_SHAPES = 3
+_LEAST_SHARE = 0.1  # of the steps, for a shape of their own
+_SLACK = 0.3  # a step that needs up to 1.2 times a half still counts as half
 _ROUND_TO = 8
+_EDGES, _QUERIES = 0, 3  # columns of a flattened StepShape
 
 
 class StepShape(NamedTuple):
@@ -96,14 +99,25 @@ def plan_steps(
 
 
 def choose_shapes(needs: list[StepShape]) -> tuple[np.ndarray, tuple[StepShape, ...]]:
-    """At most three shapes, each for the steps that need half of the next larger one or less."""
+    """At most three shapes, each for the steps that need about half of the next larger one or less.
+
+    Queries and edges are what a step's time goes with, so they decide; a shape that few steps would use
+    is not worth its compilation.
+
+    Returns:
+        Which shape each step takes, int32 [s], and the shapes.
+    """
     table = np.array([(*need.window, *need[1:]) for need in needs])
-    share = (table / np.maximum(table.max(axis=0), 1)).max(axis=1)
-    level = np.clip(np.floor(-np.log2(share)), 0, MAX_SHAPES - 1).astype(int)
+    cost = table[:, [_EDGES, _QUERIES]]
+    share = (cost / np.maximum(cost.max(axis=0), 1)).max(axis=1)
+    level = np.clip(np.floor(-np.log2(share) + _SLACK), 0, MAX_SHAPES - 1).astype(int)
+    for rare in range(MAX_SHAPES - 1, 0, -1):
+        if (level == rare).mean() < _LEAST_SHARE:
+            level[level == rare] = rare - 1
     levels, shape_of = np.unique(level, return_inverse=True)
-    sizes = [-(-table[level == i].max(axis=0) // _ROUND_TO) * _ROUND_TO for i in levels]
-    sizes = [np.maximum(size, _ROUND_TO).tolist() for size in sizes]
-    return shape_of.astype(np.int32), tuple(StepShape(WindowShape(*size[:3]), *size[3:]) for size in sizes)
+    sizes = [np.maximum(-(-table[level == i].max(axis=0) // _ROUND_TO), 1) * _ROUND_TO for i in levels]
+    shapes = tuple(StepShape(WindowShape(*size[:3]), *size[3:]) for size in map(np.ndarray.tolist, sizes))
+    return shape_of.astype(np.int32), shapes
 
 
 def _deal(

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,18 @@ class TrainingLogger:
         metrics_path: ``metrics.jsonl``; lines of other models in it are kept.
         first_epoch: later records of an interrupted run are dropped before going on from here.
         wandb_run: a started ``wandb`` run, or None.
+        warn: told once, in one line, when Weights & Biases fails; the run goes on without it.
     """
 
     def __init__(
-        self, run_dir: Path, metrics_path: Path, *, model: str, first_epoch: int, wandb_run: Any | None
+        self,
+        run_dir: Path,
+        metrics_path: Path,
+        *,
+        model: str,
+        first_epoch: int,
+        wandb_run: Any | None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         if first_epoch == 1:
@@ -38,6 +46,7 @@ class TrainingLogger:
         self._model = model
         self._metrics_path = metrics_path
         self._wandb_run = wandb_run
+        self._warn = warn
         _drop_records(metrics_path, model, first_epoch)
 
     def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -47,34 +56,46 @@ class TrainingLogger:
         record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}
         with self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
-        if self._wandb_run is not None:
-            self._wandb_run.log(dict(metrics), step=epoch)
+        self._to_wandb(lambda run: run.log(dict(metrics), step=epoch))
 
     def log_once(self, metrics: Mapping[str, float]) -> None:
         """Record figures that do not change (step 0)."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, 0)
-        if self._wandb_run is not None:
-            self._wandb_run.summary.update(dict(metrics))
+        self._to_wandb(lambda run: run.summary.update(dict(metrics)))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Flush everything; the summary goes to Weights & Biases."""
         self._writer.close()
-        if self._wandb_run is not None:
-            self._wandb_run.summary.update(dict(summary))
-            self._wandb_run.finish()
+        self._to_wandb(lambda run: run.summary.update(dict(summary)))
+        self._to_wandb(lambda run: run.finish())
+
+    def _to_wandb(self, send: Callable[[Any], None]) -> None:
+        if self._wandb_run is None:
+            return
+        try:
+            send(self._wandb_run)
+        except Exception as error:  # noqa: BLE001 - a tracker must never stop training
+            self._wandb_run = None
+            if self._warn is not None:
+                self._warn(f"warning: Weights & Biases failed, going on without it: {' '.join(str(error).split())}")
 
 
 def _drop_records(path: Path, model: str, first_epoch: int) -> None:
     """Keep other models' lines and this model's epochs before ``first_epoch``."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record["model"] != model or record["epoch"] < first_epoch:
-                kept.append(line + "\n")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [f"{line}\n" for line in lines if _is_kept(line, model, first_epoch)]
     with replace_file(path) as file:
         file.write("".join(kept).encode())
+
+
+def _is_kept(line: str, model: str, first_epoch: int) -> bool:
+    """Whether a line is a whole record, not cut short by a crash, that stays."""
+    try:
+        record = json.loads(line)
+        return record["model"] != model or record["epoch"] < first_epoch
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def start_wandb(run_dir: Path, settings: dict[str, Any]) -> Any:

@@ -1,0 +1,59 @@
+"""The error boundary: expected failures become one line on stderr and an exit code."""
+
+import os
+import sys
+import traceback
+
+import typer
+
+from geopol_tkg.cli._app import Output, app
+from geopol_tkg.cli._signals import exit_on_sigterm
+from geopol_tkg.errors import GeopolTkgError, UsageError
+
+_OUT_OF_MEMORY = "out of device memory: lower --batch-size or --embedding-dim, or use --remat or --precision bf16"
+_WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]  # typer exports no base of what its parser raises
+
+
+def run_app() -> int:
+    """Run the command line; its exit code."""
+    exit_on_sigterm()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return app(standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _WrongUsage as error:
+        return _report(error, _usage_message(error), code=2)
+    except (GeopolTkgError, OSError, RuntimeError) as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        return _report(error, message, code=2 if isinstance(error, UsageError) else 1)
+
+
+def _report(error: Exception, message: str, *, code: int) -> int:
+    if Output.traceback_wanted:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _usage_message(error: Exception) -> str:
+    """What the parser says, and where help is."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    return f"{message}; see {context.command_path} --help" if context is not None else message
+
+
+def _explain(error: Exception) -> str | None:
+    """One line for what users can mend; None for a defect, which keeps its traceback."""
+    if isinstance(error, GeopolTkgError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return _OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else None

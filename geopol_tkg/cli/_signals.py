@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM: clean up and go, or finish and save what is in hand."""
+
+import signal
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+
+def exit_on_sigterm() -> None:
+    """Make SIGTERM an exit with 143 that removes temporary files on its way out."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@dataclass
+class StopSignals:
+    """SIGINT and SIGTERM as a flag, so that work in hand is finished and saved.
+
+    A script's background jobs start with SIGINT ignored; the handlers are set all the same. A second
+    signal ends the process at once.
+    """
+
+    number: int | None = None
+    _before: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self.number or 0)

@@ -1,0 +1,189 @@
+"""Training from the command line: run, show, log, report. Loads jax; imported in bodies."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from geopol_tkg.cli._app import Output, new_table, plain
+from geopol_tkg.cli._progress import TrainDisplay
+from geopol_tkg.cli._signals import StopSignals
+from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.data.history import HistoryVocabulary, load_or_build
+from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
+from geopol_tkg.models.forecaster import NetworkForecaster
+from geopol_tkg.training.loop import EpochResult
+from geopol_tkg.training.run import RunFiles, TrainingRun
+from geopol_tkg.training.trackers import TrainingLogger, start_wandb
+
+_STATUS = {"patience": "early_stopped", "epochs": "completed"}  # others are called what stopped the run
+_SHOWN = ("epochs_trained", "best_epoch", "best_mrr", "total_time", "checkpoint", "last", "run_dir")
+
+
+def train(
+    dataset: Dataset,
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    files: RunFiles,
+    output: Output,
+    resume: bool = False,
+    dry_run: bool = False,
+    wandb: bool | None = False,
+) -> None:
+    """Train a network and report; exits with 130 or 143 after a signal, the state being saved."""
+    with StopSignals() as signals:
+        validation = _Validation(dataset, signals)
+        history = _history(dataset, model.history_window, output)
+        run = TrainingRun(dataset, history, model=model, config=config, files=files, validate=validation, resume=resume)
+        _announce(run, dataset, output)
+        if dry_run:
+            return _report_dry_run(run, output)
+        result = _train(run, output, validation, wandb=_start_wandb(wandb, run, output))
+        content = _summary(run, result)
+    table = new_table("", "")
+    for name in _SHOWN:
+        table.add_row(name.replace("_", " "), plain(_shown(content[name])))
+    output.result(content, f"Trained {model.model_type}: {content['status'].replace('_', ' ')}", table)
+    if content["status"] == "interrupted":
+        raise typer.Exit(signals.exit_code)
+    return None
+
+
+@dataclass
+class _Validation:
+    """Metrics of the valid split, by the protocol of eval; None when a signal came."""
+
+    dataset: Dataset
+    signals: StopSignals
+    progress: Callable[[int, int], None] | None = None
+
+    def __call__(self, forecaster: NetworkForecaster) -> dict[str, Any] | None:
+        def stop() -> bool:
+            return bool(self.signals)
+
+        try:
+            ranks = evaluate(forecaster, self.dataset, split="valid", should_stop=stop, progress=self.progress)
+        except Interrupted:
+            return None
+        return ranks.metrics()
+
+
+def _history(dataset: Dataset, window: int, output: Output) -> HistoryVocabulary:
+    """The dataset's vocabulary; built, and kept where the dataset can be written, if it is not there."""
+    history, reason = load_or_build(dataset, window=window)
+    if reason is None or dataset.path is None:
+        return history
+    output.note(f"history vocabulary built (window {window}): {reason.partition(';')[0]}")
+    path = dataset.path / "history.npz"
+    try:
+        history.save(path, dataset_hash=dataset.content_hash)
+    except OSError as error:
+        output.note(f"{path}: not kept ({error.strerror})")
+    return history
+
+
+def _announce(run: TrainingRun, dataset: Dataset, output: Output) -> None:
+    counts = dataset.counts()
+    output.note(
+        f"{run.model.model_type}: {run.num_parameters:,} parameters on {run.device.device_kind} "
+        f"({run.config.device}), {run.config.precision}, remat {'on' if run.config.remat else 'off'}"
+    )
+    output.note(
+        f"{counts['train']:,} training facts, {counts['entities']:,} entities, "
+        f"{counts['relations']:,} relations; {len(run.plan)} steps an epoch"
+    )
+    if run.standing.epoch or run.standing.step_in_epoch:
+        output.note(f"resuming after epoch {run.standing.epoch}, step {run.standing.step_in_epoch} of the next")
+
+
+def _train(run: TrainingRun, output: Output, validation: _Validation, *, wandb: Any | None) -> EpochResult | None:
+    """Run all epochs; the last result, or None when a resumed run had nothing left to do."""
+    done = run.standing.epoch
+    logger = TrainingLogger(
+        run.files.run_dir,
+        run.files.metrics,
+        model=run.model.model_type,
+        first_epoch=done + 1,
+        wandb_run=wandb,
+        warn=output.note,
+    )
+    result = None
+    display = TrainDisplay(output, run.config, run.memory, steps=len(run.plan), first_epoch=done + 1)
+    validation.progress = display.evaluating
+    try:
+        with display:
+            should_stop = _stop_reason(run.config.max_time, validation.signals)
+            for result in run.epochs(logger, should_stop=should_stop, on_step=display.step):
+                if result.standing.epoch > done:
+                    display.epoch(result)
+                done = result.standing.epoch
+    finally:
+        logger.close(_summary(run, result))
+    return result
+
+
+def _stop_reason(max_time: float, signals: StopSignals) -> Callable[[], str | None]:
+    deadline = time.monotonic() + max_time if max_time else None
+
+    def reason() -> str | None:
+        if signals:
+            return "interrupted"
+        return "max_time" if deadline is not None and time.monotonic() > deadline else None
+
+    return reason
+
+
+def _start_wandb(wanted: bool | None, run: TrainingRun, output: Output) -> Any | None:
+    configured = bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
+    if not (configured if wanted is None else wanted):
+        return None
+    try:
+        return start_wandb(run.files.run_dir, run.settings())
+    except Exception as error:  # noqa: BLE001 - a tracker must never stop training
+        output.note(f"warning: no Weights & Biases for this run: {' '.join(str(error).split())}")
+        return None
+
+
+def _summary(run: TrainingRun, result: EpochResult | None) -> dict[str, Any]:
+    standing = run.standing
+    stopped = "epochs" if result is None else str(result.stopped)
+    return {
+        "status": _STATUS.get(stopped, stopped),
+        "epochs_trained": standing.epoch,
+        "best_epoch": standing.best_epoch,
+        "best_mrr": standing.best_mrr if standing.best_epoch else None,
+        "total_time": round(standing.elapsed, 3),
+        "early_stopped": stopped == "patience",
+        "model_type": run.model.model_type,
+        "checkpoint": str(run.files.best) if standing.best_epoch else None,
+        "last": str(run.files.last),
+        "run_dir": str(run.files.run_dir),
+    }
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _report_dry_run(run: TrainingRun, output: Output) -> None:
+    started = time.perf_counter()
+    shapes = run.compiled_memory()
+    content = {
+        "status": "dry_run",
+        "model_type": run.model.model_type,
+        "num_parameters": run.num_parameters,
+        "steps_per_epoch": len(run.plan),
+        "compile_seconds": round(time.perf_counter() - started, 2),
+        "shapes": shapes,
+    }
+    table = new_table(*(name.replace("_", " ") for name in shapes[0]))
+    for shape in shapes:
+        table.add_row(*(f"{value:,}" for value in shape.values()))
+    output.result(content, "Dry run: step shapes and the memory they need", table)

@@ -1,0 +1,230 @@
+"""A JAX checkpoint to a PyTorch ``.pt`` file, checked against the JAX scores before it gets its name."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geopol_tkg.checkpoint import Checkpoint
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.dataset import Dataset, with_inverses
+from geopol_tkg.data.files import replace_file
+from geopol_tkg.data.history import HistoryVocabulary
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
+from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+
+Rearrange = Callable[[np.ndarray], np.ndarray]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+# Last part of an array's name: its name in torch, and how its axes are rearranged.
+_LEAVES: dict[str, tuple[str, Rearrange]] = {
+    "entity_embedding": ("entity_embedding.weight", _same),
+    "relation_embedding": ("relation_embedding.weight", _same),
+    "input_weight": ("weight_ih", np.transpose),  # gates reset, update, new in both
+    "hidden_weight": ("weight_hh", np.transpose),
+    "input_bias": ("bias_ih", _same),
+    "hidden_bias": ("bias_hh", _same),
+    "message_weight": ("message.weight", np.transpose),
+    "loop_weight": ("loop.weight", np.transpose),
+    "isolated_weight": ("isolated.weight", np.transpose),
+    "mix_weight": ("mix.weight", lambda weight: weight.reshape(1, 2, 1)),
+    "mix_bias": ("mix.bias", _same),
+    "gate_weight": ("gate.weight", np.transpose),
+    "gate_bias": ("gate.bias", _same),
+    "conv_weight": ("conv.weight", np.transpose),  # [width, inputs, c] to [c, inputs, width]
+    "conv_bias": ("conv.bias", _same),
+    "linear_weight": ("linear.weight", lambda weight: weight.transpose(2, 1, 0).reshape(weight.shape[2], -1)),
+    "linear_bias": ("linear.bias", _same),
+    "scale": ("weight", _same),
+    "bias": ("bias", _same),
+    "mean": ("running_mean", _same),
+    "var": ("running_var", _same),
+}
+
+
+def convert(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    history: HistoryVocabulary,
+    *,
+    output: Path,
+    tolerance: float = 1e-4,
+    num_queries: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write a checkpoint, with what a forecast of the step after the dataset needs, as a ``.pt`` file.
+
+    The file is written under a temporary name, read back and asked ``num_queries`` queries of that step.
+    Only when no log-probability differs from JAX's by more than ``tolerance`` does it become ``output``;
+    else it is deleted, and a file that was there before stays.
+
+    Args:
+        dataset: has the checkpoint's ids and time axis.
+        history: the dataset's, with the network's window.
+
+    Returns:
+        ``output, model_type, num_parameters, max_abs_difference, tolerance, passed``.
+
+    Raises:
+        GeopolTkgError: torch is not installed.
+        DataError: dataset or history do not fit the checkpoint.
+        CheckpointError: a weight is not finite.
+    """
+    _require_torch()
+    _require_fit(checkpoint, dataset, history)
+    forecaster = NetworkForecaster(
+        *checkpoint.network(),
+        config=checkpoint.config,
+        context=ForecastContext.build(dataset, history, checkpoint.config),
+        name=checkpoint.config.model_type,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        candidate = Path(folder) / output.name
+        _write(candidate, file_contents(checkpoint, dataset))
+        queries = sample_queries(dataset, checkpoint.config, num_queries, seed=seed)
+        num_parameters, difference = _check(candidate, forecaster, queries)
+        passed = difference <= tolerance
+        if passed:
+            os.replace(candidate, output)
+    return {
+        "output": str(output),
+        "model_type": checkpoint.config.model_type,
+        "num_parameters": num_parameters,
+        "max_abs_difference": difference,
+        "tolerance": tolerance,
+        "passed": passed,
+    }
+
+
+def torch_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A checkpoint's arrays under the names, and in the axis order, of the torch network's state_dict."""
+    state: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        renamed, rearrange = (leaf, _same) if "time_encoding" in parents else _LEAVES[leaf]
+        state[".".join([*parents, renamed])] = rearrange(array)
+        if renamed == "running_mean":
+            state[".".join([*parents, "num_batches_tracked"])] = np.array(0)
+    return state
+
+
+def file_contents(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """What the file holds, with NumPy arrays where it has tensors."""
+    from geopol_tkg.torch.predictor import FORMAT_VERSION
+
+    triples, counts = np.unique(dataset.facts[:, :3], axis=0, return_counts=True)
+    relations = np.bincount(dataset.facts[:, 1], minlength=dataset.num_relations)
+    entities = np.bincount(dataset.facts[:, [0, 2]].ravel(), minlength=dataset.num_entities)
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_type": checkpoint.config.model_type,
+        "model_config": asdict(checkpoint.config),
+        "model_state_dict": torch_state(checkpoint.arrays),
+        "entity_to_id": checkpoint.entity_to_id,
+        "relation_to_id": checkpoint.relation_to_id,
+        "relation_frequency": relations.astype(np.int64),
+        "entity_frequency": entities.astype(np.int64),
+        "triple_frequency": {"triples": triples.astype(np.int32), "counts": counts.astype(np.int32)},
+        "epoch": checkpoint.epoch,
+        "metrics": json.loads(json.dumps(checkpoint.metrics, default=lambda number: number.item())),
+        "context": _forecast_context(dataset, checkpoint.config),
+    }
+
+
+def _forecast_context(dataset: Dataset, config: ModelConfig) -> dict[str, Any]:
+    """The last snapshots, what the history window holds, and the clock."""
+    times = dataset.facts[:, 3]
+    last = dataset.timestamps[-config.history_length :]
+    time = _next_time(dataset)
+    start = time - config.history_window if config.history_window else int(times[0])
+    return {
+        "snapshots": [dataset.facts[times == moment, :3].astype(np.int32) for moment in last],
+        "snapshot_times": last.tolist(),
+        "history": np.unique(dataset.facts[times >= start, :3], axis=0).astype(np.int32),
+        "time_index": time,
+        "time": dataset.time_axis.label(time),
+        **asdict(dataset.time_axis),
+        "entity_kind": dataset.entity_kind,
+        "relation_kind": dataset.relation_kind,
+        "dataset": dataset.content_hash,
+    }
+
+
+def sample_queries(dataset: Dataset, config: ModelConfig, count: int, *, seed: int) -> np.ndarray:
+    """Subjects and relations in both directions: half from the last snapshots, half drawn at random.
+
+    Returns:
+        int32 [count, 2].
+    """
+    rng = np.random.default_rng(seed)
+    recent = dataset.facts[dataset.facts[:, 3] >= dataset.timestamps[-config.history_length :][0]]
+    real = rng.choice(with_inverses(recent, dataset.num_relations)[:, :2], count // 2)
+    size = (count - count // 2, 2)
+    random = rng.integers(0, [dataset.num_entities, 2 * dataset.num_relations], size, dtype=np.int32)
+    return np.concatenate([real, random]).astype(np.int32)
+
+
+def _check(path: Path, forecaster: NetworkForecaster, queries: np.ndarray) -> tuple[int, float]:
+    """Trainable numbers of the file's network, and its largest difference from JAX's log-probabilities."""
+    from geopol_tkg.torch.modules import parameter_count
+    from geopol_tkg.torch.predictor import TKGPredictor
+
+    predictor = TKGPredictor(path, device="cpu")
+    subjects, relations = queries.T
+    expected = np.asarray(forecaster.at(predictor.time_index)(subjects, relations))
+    found = predictor.log_probabilities(subjects, relations)
+    return parameter_count(predictor.network), float(np.abs(found - expected).max())
+
+
+def _write(path: Path, contents: dict[str, Any]) -> None:
+    import torch
+
+    with replace_file(path) as file:
+        torch.save(_tensors(contents), file)
+
+
+def _tensors(value: Any) -> Any:
+    """The same with a tensor of its own storage for each array: what ``weights_only=True`` reads."""
+    import torch
+
+    if isinstance(value, dict):
+        return {key: _tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_tensors(item) for item in value]
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _next_time(dataset: Dataset) -> int:
+    return int(dataset.timestamps[-1]) + 1
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise GeopolTkgError("convert needs torch: pip install 'geopol-tkg[torch]'") from error
+
+
+def _require_fit(checkpoint: Checkpoint, dataset: Dataset, history: HistoryVocabulary) -> None:
+    if not len(dataset.facts):
+        raise DataError("the dataset has no facts that the model knows: nothing to forecast from")
+    if (dataset.entity_to_id, dataset.relation_to_id) != (checkpoint.entity_to_id, checkpoint.relation_to_id):
+        raise DataError("the dataset's ids are not the checkpoint's: align it first")
+    if dataset.time_axis != checkpoint.time_axis:
+        raise DataError("the dataset's time axis is not the checkpoint's: align it first")
+    if history.window != checkpoint.config.history_window:
+        wanted = checkpoint.config.history_window
+        raise DataError(f"history window {history.window}, network trained with {wanted}")
+    for name, array in checkpoint.arrays.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"checkpoint array {name} is not finite: train again")

@@ -1,0 +1,189 @@
+"""A trained checkpoint to a .pt file: what it holds, that it agrees with JAX, and that a wrong one never stays."""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_helpers import GAP, LAST, N, R, make_checkpoint, make_config, make_dataset, random_arrays, visible
+
+pytest.importorskip("torch.nn")  # not "torch", which tests/torch may pass for
+import torch
+
+import geopol_tkg.convert as convert_module
+from geopol_tkg.checkpoint import flatten
+from geopol_tkg.config import TrainConfig
+from geopol_tkg.convert import convert, sample_queries, torch_state
+from geopol_tkg.data.history import build_for
+from geopol_tkg.data.snapshots import Snapshots
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
+from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+from geopol_tkg.torch import TKGPredictor
+from geopol_tkg.training.plan import plan_steps
+from geopol_tkg.training.step import make_trainer, put_step_data
+
+CONFIG = make_config(num_layers=1)
+
+
+def train(config, dataset, *, steps=3):
+    """Arrays after a few optimiser steps."""
+    history = build_for(dataset, window=config.history_window)
+    snapshots = Snapshots.build(dataset.facts, num_relations=R, model_type=config.model_type)
+    sizes = {"history_length": config.history_length, "batch_size": 0, "seed": 0}
+    plan = plan_steps(dataset.facts_of("train"), snapshots=snapshots, history=history, **sizes)
+    trainer, state = make_trainer(config, TrainConfig(lr=0.01), compute_dtype=jnp.float32, remat=False)
+    data, key = put_step_data(plan, snapshots, history), jax.random.key(0)
+    index = int(np.argmax(plan.times))
+    for _ in range(steps):
+        shape = plan.shapes[plan.shape_of[index]]
+        state = trainer.step(state, data, jnp.int32(index), key, shape=shape)
+    return flatten(state.parameters) | flatten(state.statistics)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset(3)
+
+
+@pytest.fixture(scope="module")
+def history(dataset):
+    return build_for(dataset, window=CONFIG.history_window)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset):
+    return make_checkpoint(CONFIG, dataset, train(CONFIG, dataset))
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint, dataset, history, tmp_path_factory):
+    return convert(checkpoint, dataset, history, output=tmp_path_factory.mktemp("models") / "new" / "x.pt")
+
+
+@pytest.fixture(scope="module")
+def content(result):
+    return torch.load(result["output"], weights_only=True)
+
+
+def test_the_result_is_the_contract_s(result):
+    assert result["passed"] is True
+    assert 0 < result["max_abs_difference"] < 1e-5
+    assert result["num_parameters"] == sum(
+        array.size for name, array in random_arrays(CONFIG).items() if not name.endswith(("norm/mean", "norm/var"))
+    )
+    names = ["output", "model_type", "num_parameters", "max_abs_difference", "tolerance", "passed"]
+    assert list(result) == names
+
+
+def test_nothing_else_is_left_beside_the_file(result):
+    path = Path(result["output"])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_frequencies_count_facts(content, dataset):
+    facts = dataset.facts.tolist()
+    assert content["relation_frequency"].tolist() == [sum(f[1] == r for f in facts) for r in range(R)]
+    expected = [sum((f[0] == e) + (f[2] == e) for f in facts) for e in range(N)]
+    assert content["entity_frequency"].tolist() == expected
+    triples, counts = content["triple_frequency"]["triples"].tolist(), content["triple_frequency"]["counts"]
+    assert counts.tolist() == [sum(f[:3] == triple for f in facts) for triple in triples]
+    assert counts.sum() == len(facts)
+
+
+def test_the_context_is_that_of_the_next_step(content, dataset):
+    context = content["context"]
+    assert context["time_index"] == LAST + 1
+    assert context["snapshot_times"] == [LAST - 2, LAST - 1, LAST]
+    assert [len(facts) for facts in context["snapshots"]] == [
+        int((dataset.facts[:, 3] == time).sum()) for time in context["snapshot_times"]
+    ]
+    forward = {row for row in visible(dataset, LAST + 1, CONFIG.history_window) if row[1] < R}
+    assert {tuple(row) for row in context["history"].tolist()} == forward
+    assert (context["origin"], context["step"], context["granularity"]) == (0, 86400, "1d")
+    assert context["dataset"] == dataset.content_hash
+
+
+def test_settings_and_metrics_are_plain(content, checkpoint):
+    assert content["model_config"] == asdict(CONFIG)
+    assert content["metrics"] == {"train_loss": 1.5, "valid": {"mrr": 0.25, "strata": [1, None]}}
+    assert (content["format_version"], content["model_type"], content["epoch"]) == (1, "tirgn", 3)
+    assert content["entity_to_id"] == checkpoint.entity_to_id
+
+
+def test_tensors_own_their_storage(content):
+    tensors = [*content["model_state_dict"].values(), *content["context"]["snapshots"]]
+    tensors += [content["context"]["history"], content["triple_frequency"]["triples"]]
+    for tensor in tensors:
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_trained_weights_are_carried(content, checkpoint):
+    _, start = make_trainer(CONFIG, TrainConfig(), compute_dtype=jnp.float32, remat=False)
+    fresh = torch_state(flatten(start.parameters) | flatten(start.statistics))
+    for name, array in torch_state(checkpoint.arrays).items():
+        np.testing.assert_array_equal(content["model_state_dict"][name], array)
+        assert not np.array_equal(array, fresh[name]) or name.endswith("num_batches_tracked"), name
+
+
+def test_probabilities_are_those_of_jax(result, checkpoint, dataset, history):
+    predictor = TKGPredictor(result["output"], device="cpu")
+    context = ForecastContext.build(dataset, history, CONFIG)
+    forecaster = NetworkForecaster(*checkpoint.network(), config=CONFIG, context=context, name="jax")
+    expected = np.exp(np.asarray(forecaster.at(LAST + 1)(np.array([4]), np.array([2 + R])))[0])
+    rows = predictor.predict("COUNTRY E", "112", top=N, direction="subject")
+    for row in rows:
+        assert row["probability"] == pytest.approx(expected[predictor.entity_to_id[row["subject"]]], abs=1e-6)
+    assert sum(row["probability"] for row in rows) == pytest.approx(1, abs=1e-5)
+
+
+def test_regcn_and_a_short_past(dataset, tmp_path):
+    config = make_config("regcn", history_length=GAP, history_window=0, num_layers=1)
+    early = replace(dataset, facts=dataset.facts[dataset.facts[:, 3] < 2])
+    checkpoint = make_checkpoint(config, early, random_arrays(config))
+    result = convert(checkpoint, early, build_for(early, window=0), output=tmp_path / "regcn.pt")
+    assert result["passed"]
+    assert torch.load(tmp_path / "regcn.pt", weights_only=True)["context"]["snapshot_times"] == [0, 1]
+
+
+@pytest.mark.parametrize("weight", ["encoder.relation_gru.weight_hh", "raw_entity_decoder.conv_norm.running_var"])
+def test_a_wrong_weight_leaves_no_file(checkpoint, dataset, history, tmp_path, monkeypatch, weight):
+    def tampered(arrays):
+        state = torch_state(arrays)
+        return state | {weight: state[weight] + np.float32(0.1)}
+
+    monkeypatch.setattr(convert_module, "torch_state", tampered)
+    result = convert(checkpoint, dataset, history, output=tmp_path / "x.pt")
+    assert result["passed"] is False
+    assert result["max_abs_difference"] > 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_queries_are_of_both_directions_and_seeded(dataset):
+    queries = sample_queries(dataset, CONFIG, 64, seed=5)
+    assert queries.shape == (64, 2)
+    assert {True, False} == set((queries[:32, 1] < R).tolist()) == set((queries[32:, 1] < R).tolist())
+    np.testing.assert_array_equal(queries, sample_queries(dataset, CONFIG, 64, seed=5))
+
+
+def test_without_torch_the_extra_is_named(checkpoint, dataset, history, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(GeopolTkgError, match=r"pip install 'geopol-tkg\[torch\]'"):
+        convert(checkpoint, dataset, history, output=tmp_path / "x.pt")
+
+
+def test_what_does_not_fit_is_refused(checkpoint, dataset, history, tmp_path):
+    def refused(message, *, checkpoint=checkpoint, dataset=dataset, history=history, error=DataError):
+        with pytest.raises(error, match=message):
+            convert(checkpoint, dataset, history, output=tmp_path / "x.pt")
+        assert list(tmp_path.iterdir()) == []
+
+    refused("ids are not the checkpoint's", dataset=replace(dataset, entities=dataset.entities[::-1]))
+    refused("time axis", dataset=replace(dataset, time_axis=replace(dataset.time_axis, origin=86400)))
+    refused("history window 0", history=build_for(dataset, window=0))
+    refused("no facts", dataset=replace(dataset, facts=dataset.facts[:0]))
+    name = "encoder/entity_gru/input_bias"
+    broken = replace(checkpoint, arrays={**checkpoint.arrays, name: checkpoint.arrays[name] * np.nan})
+    refused(f"{name} is not finite", checkpoint=broken, error=CheckpointError)

@@ -1,0 +1,87 @@
+"""The loop: patience, best, interruption, failure."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_step import prepare
+from torch_helpers import make_config
+
+from geopol_tkg.checkpoint import flatten
+from geopol_tkg.config import TrainConfig
+from geopol_tkg.errors import TrainingError
+from geopol_tkg.training.loop import Standing, epoch_order, fit
+
+
+def run(scores, *, standing=None, state=None, should_stop=lambda: None, config=None, poison=False):
+    """Fit with validation scores given in advance; results and final states."""
+    trainer, fresh, plan, data = prepare(make_config(), batch_size=16)
+    if poison:
+        fresh = fresh._replace(parameters=_poisoned(fresh.parameters))
+    remaining = iter(scores)
+    return list(
+        fit(
+            trainer,
+            state or fresh,
+            plan=plan,
+            data=data,
+            config=config or TrainConfig(epochs=len(scores), patience=2),
+            evaluate=lambda _state: {"mrr": next(remaining)},
+            standing=standing or Standing(),
+            should_stop=should_stop,
+            on_step=lambda _done: None,
+        )
+    ), plan
+
+
+def _poisoned(parameters):
+    parameters["encoder"]["entity_embedding"][...] = parameters["encoder"]["entity_embedding"][...] * jnp.nan
+    return parameters
+
+
+def test_patience_counts_epochs_since_the_best():
+    results, _ = run([0.1, 0.3, 0.2, 0.3, 0.9])
+    assert [r.improved for r in results] == [True, True, False, False]
+    assert (results[-1].stopped, results[-1].standing.best_epoch, results[-1].standing.best_mrr) == ("patience", 2, 0.3)
+
+
+def test_without_early_stopping_all_epochs_run():
+    results, _ = run([0.1, 0.2, 0.3])
+    assert [r.stopped for r in results] == [None, None, "epochs"]
+    assert results[0].loss > results[-1].loss
+
+
+def test_validation_comes_at_its_interval_and_at_the_end():
+    results, _ = run([0.1, 0.2], config=TrainConfig(epochs=5, eval_interval=4, patience=9))
+    assert [r.metrics is not None for r in results] == [False, False, False, True, True]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_parameters():
+    whole, _ = run([0.1, 0.2])
+    asked = iter(range(1000))
+    first, plan = run([0.1, 0.2], should_stop=lambda: "interrupted" if next(asked) >= 7 else None)
+    stopped = first[-1]
+    assert (stopped.stopped, stopped.metrics) == ("interrupted", None)
+    assert 0 < stopped.standing.step_in_epoch < len(plan)
+    rest, _ = run([0.1, 0.2], standing=stopped.standing, state=stopped.state)
+    for name, array in flatten(whole[-1].state.parameters).items():
+        assert np.array_equal(array, flatten(rest[-1].state.parameters)[name]), name
+    assert [r.loss for r in rest] == [r.loss for r in whole]
+
+
+def test_the_order_of_steps_is_drawn_anew_each_epoch_and_repeats_for_a_seed():
+    _, plan = run([0.1])
+    first, again, second = (epoch_order(plan, seed=0, epoch=epoch) for epoch in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert sorted(second) == list(range(len(plan)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name():
+    with pytest.raises(TrainingError, match=r"not finite in epoch 1 at time index \d+ \(step \d+\)"):
+        run([0.1], poison=True)
+
+
+def test_standing_counts_epochs_without_improvement():
+    assert replace(Standing(), epoch=5, best_epoch=2).epochs_without_improvement() == 3

@@ -2,7 +2,7 @@
 
     python benchmarks/make_sample.py SOURCE_DIR
 
-SOURCE_DIR holds ``gdelt-20171103.parquet`` to ``gdelt-20171107.parquet`` with GDELT's column names. The
+SOURCE_DIR holds ``gdelt-20171104.parquet`` to ``gdelt-20171107.parquet`` with GDELT's column names. The
 result is deterministic: the same files and the same pyarrow give the same bytes.
 """
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-DAYS = range(20171103, 20171108)
+DAYS = range(20171104, 20171108)
 COUNTRIES = "ARE BHR EGY IRN IRQ ISR JOR KWT LBN OMN PSE QAT SAU SYR TUR YEM RUS".split()  # noqa: SIM905
-MIN_MENTIONS = 4
+MIN_MENTIONS = 6
 COLUMNS = [
     "GLOBALEVENTID",
     "SQLDATE",
@@ -27,7 +27,7 @@ COLUMNS = [
     "NumMentions",
     "DATEADDED",
 ]
-TARGET = Path(__file__).parents[1] / "geopol_tkg/data/sample/gdelt-20171103-20171107-middle-east.parquet"
+TARGET = Path(__file__).parents[1] / "geopol_tkg/data/sample/gdelt-20171104-20171107-middle-east.parquet"
 
 
 def cut(table: pa.Table) -> pa.Table:

@@ -197,9 +197,9 @@ def look_up(label: str, ids: dict[str, int], what: str) -> int:
     """
     if label in ids:
         return ids[label]
-    near = difflib.get_close_matches(label, ids, n=3, cutoff=0.5) or difflib.get_close_matches(
-        label.upper(), ids, n=3, cutoff=0.5
-    )
+    wanted = label.upper()
+    longer = [known for known in ids if known.startswith(wanted)][:3] if wanted else []
+    near = longer or difflib.get_close_matches(wanted, ids, n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise DataError(f"{what} {label!r} is unknown to the model{hint}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cli_helpers import program, trained, world  # noqa: F401 - fixtures
 
 from geopol_tkg.data.events import mock_events
 

@@ -75,8 +75,8 @@ class Output:
         console = Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
         with console.capture() as captured:
             console.print(table)
-        text = "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
-        print(title, text, *lines, sep="\n", flush=True)  # noqa: T201
+        rows = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+        print(title, *rows, *lines, sep="\n", flush=True)  # noqa: T201
 
 
 def new_table(*columns: str) -> "Table":

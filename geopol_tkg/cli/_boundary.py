@@ -1,5 +1,6 @@
 """The error boundary: expected failures become one line on stderr and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -18,7 +19,8 @@ def run_app() -> int:
     """Run the command line; its exit code."""
     exit_on_sigterm()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return app(standalone_mode=False) or 0
     except KeyboardInterrupt:

@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`. Both set up .venv themselves; they need Python 3.11+ and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
+
+.PHONY: help demo test lint types clean
+
+help:
+	@echo "make demo   train TiRGN on the bundled GDELT sample, then measure it beside the baselines"
+	@echo "make test   ruff, mypy and the tests"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "geopol-tkg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "geopol-tkg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	rm -rf demo && mkdir demo
+	cd demo && $(BIN)/geopol-tkg train --patience 15
+	cd demo && $(BIN)/geopol-tkg eval
+	cd demo && $(BIN)/geopol-tkg compare models/tkg/tirgn_best frequency recurrency --pass-threshold -100
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

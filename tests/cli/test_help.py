@@ -1,0 +1,54 @@
+"""Help is complete and instant."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from cli_helpers import PROGRAM, call
+
+from geopol_tkg.cli import app
+
+COMMANDS = typer.main.get_command(app).commands
+HEAVY = ("jax", "flax", "optax", "torch", "pandas", "wandb", "pyarrow", "numpy", "scipy", "tensorboardX", "rich")
+
+
+def test_commands_stand_in_the_order_of_work():
+    text = call("--help").out
+    names = ["ingest", "vocab", "train", "eval", "compare", "predict", "convert"]
+    assert sorted(COMMANDS) == sorted(names)
+    assert sorted(names, key=lambda name: text.index(f"│ {name} ")) == names
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda c: c[0] if c else "app")
+def test_help_by_the_program(command):
+    seconds = []
+    for flag in ("--help", "-h", "--help"):
+        started = time.perf_counter()
+        done = subprocess.run([PROGRAM, *command, flag], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - started)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Usage: geopol-tkg" in done.stdout
+    assert statistics.median(seconds) < 1.0  # about 0.2 where nothing else runs
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_everything_has_help(name):
+    assert COMMANDS[name].help
+    assert [param.name for param in COMMANDS[name].params if not getattr(param, "help", None)] == []
+
+
+def test_import_is_light():
+    code = f"import sys, geopol_tkg.cli; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_version_and_no_command():
+    assert call("--version").out.startswith("geopol-tkg ")
+    assert call("--version").code == 0
+    done = call()
+    assert done.code == 2
+    assert "Usage: geopol-tkg" in done.out

@@ -2,7 +2,7 @@
 
     python benchmarks/make_sample.py SOURCE_DIR
 
-SOURCE_DIR holds ``gdelt-20171104.parquet`` to ``gdelt-20171107.parquet`` with GDELT's column names. The
+SOURCE_DIR holds ``gdelt-20171105.parquet`` to ``gdelt-20171107.parquet`` with GDELT's column names. The
 result is deterministic: the same files and the same pyarrow give the same bytes.
 """
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-DAYS = range(20171104, 20171108)
+DAYS = range(20171105, 20171108)
 COUNTRIES = "ARE BHR EGY IRN IRQ ISR JOR KWT LBN OMN PSE QAT SAU SYR TUR YEM RUS".split()  # noqa: SIM905
-MIN_MENTIONS = 6
+MIN_MENTIONS = 5
 COLUMNS = [
     "GLOBALEVENTID",
     "SQLDATE",
@@ -27,7 +27,7 @@ COLUMNS = [
     "NumMentions",
     "DATEADDED",
 ]
-TARGET = Path(__file__).parents[1] / "geopol_tkg/data/sample/gdelt-20171104-20171107-middle-east.parquet"
+TARGET = Path(__file__).parents[1] / "geopol_tkg/data/sample/gdelt-20171105-20171107-middle-east.parquet"
 
 
 def cut(table: pa.Table) -> pa.Table:
@@ -50,9 +50,7 @@ def make_sample(source: Path, target: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE_DIR")
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()

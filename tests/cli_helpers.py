@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +47,7 @@ class Finished:
         return lines[-1]
 
 
-def even_events(*, hours=12, per_hour=16, first_day=20171101, num_entities=8, seed=0) -> pa.Table:
+def even_events(*, hours=20, per_hour=12, first_day=20171101, num_entities=8, seed=0) -> pa.Table:
     """Mock events with the same number of rows in each hour, so that one shape of step is compiled."""
     table = mock_events(hours * per_hour, seed=seed, num_entities=num_entities)
     hour = np.repeat(np.arange(hours), per_hour)
@@ -62,12 +63,14 @@ def call(*args) -> Finished:
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv, dict(os.environ), signal.getsignal(signal.SIGTERM)
     sys.argv = ["geopol-tkg", *map(str, args)]
+    jax.config.update("jax_disable_most_optimizations", True)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
     except SystemExit as done:
         code = done.code
     finally:
+        jax.config.update("jax_disable_most_optimizations", False)
         sys.argv = before[0]
         os.environ.clear()
         os.environ.update(before[1])
@@ -105,9 +108,10 @@ def program(request):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, program) -> Path:
+def trained(request, tmp_path_factory, program) -> Path:
     """A folder in which the program has ingested, indexed and trained; not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("compiled-here")))
     pq.write_table(even_events(), folder / "events.parquet")
     steps = [
         ("ingest", "events.parquet", *SETTINGS),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_helpers import GAP, LAST, N, R, make_checkpoint, make_config, make_dataset, random_arrays, visible
+from small_world import GAP, LAST, N, R, make_checkpoint, make_config, make_dataset, random_arrays, visible
 
 pytest.importorskip("torch.nn")  # not "torch", which tests/torch may pass for
 import torch

@@ -66,6 +66,8 @@ class Output:
 
     def result(self, content: dict[str, Any], title: str, table: "Table", *lines: str) -> None:
         """Print the command's result: the JSON object, or a title, a table and lines below it."""
+        if sys.stdout is None:  # closed by the caller
+            return
         if self.json:
             unicode = (sys.stdout.encoding or "").lower().startswith("utf")
             print(json.dumps(content, allow_nan=False, ensure_ascii=not unicode), flush=True)  # noqa: T201

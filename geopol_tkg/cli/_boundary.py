@@ -22,7 +22,7 @@ def run_app() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name=app.info.name, standalone_mode=False) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -76,11 +76,14 @@ def _horizon(dataset: Dataset, split: SplitName, protocol: Protocol) -> int | No
 
 def _require_checkpoint(name: str) -> None:
     path = checkpoint_paths(Path(name))[1]
-    if not path.is_file():
-        raise CheckpointError(
-            f"{name}: no checkpoint here (no {path}) and no baseline; run geopol-tkg train first, or name one of "
-            f"{', '.join(BASELINES)}"
-        )
+    if path.is_file():
+        return
+    if inside := sorted(Path(name).glob("*_best.json")):
+        raise CheckpointError(f"{name}: a folder; name a checkpoint in it, such as {inside[-1].with_suffix('')}")
+    raise CheckpointError(
+        f"{name}: no checkpoint here (no {path}) and no baseline; run geopol-tkg train first, or name one of "
+        f"{', '.join(BASELINES)}"
+    )
 
 
 def _remarks(model: LoadedModel, split: SplitName, output: Output) -> dict[str, Any]:

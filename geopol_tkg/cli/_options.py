@@ -117,11 +117,11 @@ def _require_gpu() -> None:
 
 def _cache_dir() -> Path | None:
     """Where compiled programs are kept; None where nothing can be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "geopol-tkg" / "jax"
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = root / "geopol-tkg" / "jax"
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
+    except (OSError, RuntimeError):  # read-only, or nobody's home
         return None
     return path
 

@@ -1,5 +1,6 @@
 """What people see of a training run: live bars on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from geopol_tkg.cli._app import Output
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.console import Group
 
     from geopol_tkg.config import TrainConfig
     from geopol_tkg.training.loop import EpochResult
@@ -63,74 +64,93 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
         self._epoch = first_epoch
         self._durations: list[float] = []
         self._last_sign = time.monotonic()
-        self._progress: Progress | None = None
-        if sys.stderr.isatty() and not output.quiet:
-            self._progress = _new_progress()
+        self._bars: _Bars | None = None
+        if _can_animate() and not output.quiet:
+            self._bars = _Bars(config.epochs, steps, done=first_epoch - 1)
 
     def __enter__(self) -> "TrainDisplay":
-        if self._progress is not None:
-            self._progress.start()
-            done = self._epoch - 1
-            self._epochs = self._progress.add_task("epochs", total=self._config.epochs, completed=done, note="")
-            self._task = self._progress.add_task("steps", total=self._steps, note="compiling")
+        if self._bars is not None:
+            self._bars.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
     def step(self, done: int) -> None:
         """So many steps of the epoch are done."""
-        if self._progress is not None:
-            note = memory_text(self._memory)
-            self._progress.update(self._task, description="steps", completed=done, total=self._steps, note=note)
+        if self._bars is not None:
+            self._bars.show("steps", done, self._steps, memory_text(self._memory))
         self._heartbeat(f"epoch {self._epoch}: step {done}/{self._steps}")
 
     def evaluating(self, done: int, total: int) -> None:
         """So many validation queries are ranked."""
-        if self._progress is not None:
-            self._progress.update(self._task, description="validation", completed=done, total=total, note="queries")
+        if self._bars is not None:
+            self._bars.show("validation", done, total, "queries")
         self._heartbeat(f"epoch {self._epoch}: validation {done}/{total}")
 
     def epoch(self, result: "EpochResult") -> None:
         """An epoch is over."""
         self._durations.append(result.seconds)
-        recent = self._durations[-5:]
+        recent = self._durations[1:][-5:] or self._durations  # the first one compiles
         line = epoch_line(result, self._config, self._memory, epoch_seconds=sum(recent) / len(recent))
         self._epoch = result.standing.epoch + 1
         self._last_sign = time.monotonic()
-        if self._progress is None:
+        if self._bars is None:
             self._output.note(line)
             return
-        self._progress.update(self._epochs, completed=result.standing.epoch, note=_live_note(line))
-        self._progress.reset(self._task, description="steps", total=self._steps, note="")
+        self._bars.epoch(result.standing.epoch, line)
         self._output.detail(line)
 
     def _heartbeat(self, text: str) -> None:
-        if self._progress is None and time.monotonic() - self._last_sign > _HEARTBEAT_S:
+        if self._bars is None and time.monotonic() - self._last_sign > _HEARTBEAT_S:
             self._last_sign = time.monotonic()
             self._output.note(text)
 
 
-def _live_note(line: str) -> str:
-    """The epoch's figures on lines of their own, so that 80 columns hold them."""
-    parts = line.split(" | ")[1:]
-    middle = (len(parts) + 1) // 2
-    return " | ".join(parts[:middle]) + "\n" + " | ".join(parts[middle:])
+def _can_animate() -> bool:
+    """Whether stderr is a terminal that moves its cursor; FORCE_COLOR does not make a log file one."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
-def _new_progress() -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+class _Bars:
+    """Two bars, and below them the last epoch's figures on lines that 80 columns hold."""
 
-    return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=Console(stderr=True),
-        refresh_per_second=4,
-    )
+    def __init__(self, epochs: int, steps: int, *, done: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        note = TextColumn("{task.fields[note]}", markup=False)
+        columns = (TextColumn("{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), note)
+        self._progress = Progress(*columns, auto_refresh=False)
+        self._epochs = self._progress.add_task("epochs", total=epochs, completed=done, note="")
+        self._task = self._progress.add_task("steps", total=steps, note="compiling")
+        self._figures = ""
+        console = Console(stderr=True)
+        self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+
+    def show(self, what: str, done: int, total: int, note: str) -> None:
+        """Where the epoch is."""
+        self._progress.update(self._task, description=what, completed=done, total=total, note=note)
+
+    def epoch(self, number: int, line: str) -> None:
+        """An epoch is over; its figures stay until the next one's."""
+        parts = line.split(" | ")[1:]
+        middle = (len(parts) + 1) // 2
+        self._figures = " | ".join(parts[:middle]) + "\n" + " | ".join(parts[middle:])
+        self._progress.update(self._epochs, completed=number)
+        self._progress.reset(self._task, description="steps", note="")
+
+    def stop(self) -> None:
+        """Leave the epochs and the last figures on the screen."""
+        self._progress.update(self._task, visible=False)
+        self.live.stop()
+
+    def _render(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(self._progress, *([Text(self._figures)] if self._figures else []))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def command(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Event files, folders, globs, s3:// or gs:// addresses, a quadruple folder, or 'sample'."),
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Event files, folders, globs, s3:// or gs:// addresses, a quadruple folder, or 'sample'.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Dataset directory to write.")] = Path(DEFAULT_DATASET),
     entity: opt.EntityOption = opt.INGEST.entity,

@@ -61,12 +61,12 @@ def command(
     dropout: Annotated[float, _model("Dropout rate.", min=0, max=0.99)] = ModelConfig.dropout,
     epochs: Annotated[int, _run("Most epochs.", min=1)] = _DEFAULTS.epochs,
     patience: Annotated[int, _run("Epochs without a better valid MRR before stopping.", min=1)] = (_DEFAULTS.patience),
-    lr: Annotated[float, _run("Learning rate.", min=0)] = _DEFAULTS.lr,
+    lr: Annotated[float, _number("Learning rate.")] = _DEFAULTS.lr,
     batch_size: Annotated[
         int, _run("Queries per optimiser step, of one timestamp; 0 = all of a timestamp.", min=0)
     ] = _DEFAULTS.batch_size,
-    grad_clip: Annotated[float, _run("Largest gradient norm; 0 = no limit.", min=0)] = _DEFAULTS.grad_clip,
-    weight_decay: Annotated[float, _run("L2 added to the gradient.", min=0)] = _DEFAULTS.weight_decay,
+    grad_clip: Annotated[float, _number("Largest gradient norm; 0 = no limit.")] = _DEFAULTS.grad_clip,
+    weight_decay: Annotated[float, _number("L2 added to the gradient.")] = _DEFAULTS.weight_decay,
     task_weight: Annotated[
         float, _run("Weight of the entity loss; relations have the rest.", min=0, max=1)
     ] = _DEFAULTS.task_weight,
@@ -83,9 +83,7 @@ def command(
     ] = None,
     device: opt.DeviceOption = _DEFAULTS.device,
     seed: Annotated[int, _run("Of everything random.", min=0)] = _DEFAULTS.seed,
-    max_time: Annotated[float, _run("Seconds after which to save and stop; 0 = no limit.", min=0)] = (
-        _DEFAULTS.max_time
-    ),
+    max_time: Annotated[float, _number("Seconds after which to save and stop; 0 = no limit.")] = (_DEFAULTS.max_time),
     model_dir: Annotated[Path, _run("Where checkpoints go.")] = Path(DEFAULT_MODEL_DIR),
     logdir: Annotated[Path, _run("Where TensorBoard logs go.")] = Path("runs"),
     run_name: Annotated[str | None, _run("Folder in the log directory. (default: the model)")] = None,

@@ -79,7 +79,7 @@ class EvolutionEncoder(nnx.Module):
             ordinal, step_key = inputs
             snapshot = self._cut(window.graph, ordinal, shape)
             context = relation_context(snapshot, state.entities, self.config.num_relations, dtype)
-            gates = fixed_gates + dot(context, input_weight[dim:], dtype)
+            gates = fixed_gates + jnp.tile(dot(context, input_weight[dim:], dtype), (2, 1))
             relations = l2_normalise(self.relation_gru.update(gates, state.relations, dtype))
             convolved, moments = self._convolve(snapshot, state.entities, relations, step_key, dtype)
             entities = self.update(l2_normalise(convolved), state.entities, dtype)

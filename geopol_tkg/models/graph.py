@@ -98,12 +98,14 @@ def cut_snapshot(
 
 
 def relation_context(snapshot: Snapshot, entities: Array, num_relations: int, dtype: DTypeLike) -> Array:
-    """Mean of the entities [n, d] that are members of each relation: [2r, d], zero where there are none."""
+    """Mean of the entities [n, d] that are members of each relation: [r, d], zero where there are none.
+
+    An inverse relation has the same members, so the same context.
+    """
     rows = entities.astype(dtype)[snapshot.member_entity].astype(jnp.float32)
     rows = jnp.concatenate([rows, jnp.ones((len(rows), 1))], axis=1)
     sums = jax.ops.segment_sum(rows, snapshot.member_relation, num_relations, indices_are_sorted=True)
-    mean = sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
-    return jnp.concatenate([mean, mean])
+    return sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
 
 
 class GraphConvolution(nnx.Module):

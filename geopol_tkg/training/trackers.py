@@ -44,13 +44,17 @@ class TrainingLogger:
             filename_suffix=f".{os.getpid()}.{time.time_ns()}",
         )
         self._model = model
+        self._next_epoch = first_epoch
         self._metrics_path = metrics_path
         self._wandb_run = wandb_run
         self._warn = warn
         _drop_records(metrics_path, model, first_epoch)
 
     def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record an epoch everywhere."""
+        """Record an epoch everywhere, once: a run that stops between epochs tells of the last one again."""
+        if epoch < self._next_epoch:
+            return
+        self._next_epoch = epoch + 1
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
         record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}

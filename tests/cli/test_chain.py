@@ -65,7 +65,16 @@ def test_train(trained):
 
 
 def assert_evaluation(content, model):
-    assert content.keys() >= METRICS | {"model", "split", "protocol", "filter", "object", "subject", "strata", "dataset"}
+    assert content.keys() >= METRICS | {
+        "model",
+        "split",
+        "protocol",
+        "filter",
+        "object",
+        "subject",
+        "strata",
+        "dataset",
+    }
     assert [set(content[part]) for part in ("object", "subject")] == [METRICS, METRICS]
     assert set(content["strata"]) == {"seen", "unseen", "unseen_entity"}
     assert content["model"] == model
@@ -157,7 +166,7 @@ def test_predict_both_ways(world):
     assert asked["object"] == "ENTITY 1"
     assert [set(row) for row in asked["predictions"]] == [PREDICTION | {"subject"}] * 3
     table = call("predict", "ENTITY 1", "042", "--top", "3").out
-    assert table.startswith("(ENTITY 1, 042, ?) at 2017-11-01T12:00:00Z\n")
+    assert table.startswith("(ENTITY 1, 042, ?) at 2017-11-01T20:00:00Z\n")
     assert table.count("ENTITY") == 4
 
 

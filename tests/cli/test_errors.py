@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_helpers import SMALL, call, even_events, listing
+from cli_helpers import PROGRAM, SMALL, call, even_events, listing
 
 BEST = "models/tkg/tirgn_best"
 
@@ -26,7 +27,7 @@ def refused(folder, *args, code, saying):
 WRONG_USAGE = {
     "unknown command": (("foo",), "No such command 'foo'"),
     "unknown option": (("train", "--learning-rate", "1"), "No such option: --learning-rate"),
-    "no source": (("ingest",), "Missing argument 'SOURCES...'"),
+    "no source": (("ingest",), "Missing argument"),
     "not a number": (("train", "--epochs", "many"), "'--epochs'"),
     "too small": (("train", "--epochs", "0"), "'--epochs'"),
     "NaN": (("train", "--lr", "nan"), "'--lr'"),
@@ -65,6 +66,7 @@ EXPECTED = {
     "no checkpoint": (("eval", "models/other"), "models/other: no checkpoint here"),
     "no checkpoint to compare": (("compare", "models/other", "frequency"), "models/other: no checkpoint here"),
     "no checkpoint to convert": (("convert", "models/other"), "no checkpoint here"),
+    "a folder": (("eval", "models/tkg"), "a folder; name a checkpoint in it, such as models/tkg/tirgn_best"),
     "no baseline": (("eval", "recurency"), "no baseline; run geopol-tkg train first, or name one of recurrency"),
     "no events": (("ingest", "folder", "--out", "new"), "folder: no event files here"),
     "no file": (("ingest", "events.csv", "--out", "new"), "events.csv: does not exist"),
@@ -178,10 +180,15 @@ def test_a_dataset_that_changed_since_training(world, trained):
     move_the_dataset(world, trained)
     pq.write_table(even_events(seed=5), "other.parquet")
     assert call("ingest", "other.parquet", "--granularity", "1h").code == 0
+    assert call("vocab").code == 0
     for command in (("eval", BEST), ("compare", BEST, "frequency"), ("predict", "ENTITY 1", "042"), ("convert",)):
         refused(world, *command, code=1, saying="has changed since; name one with --data")
     refused(world, "train", "--resume", *SMALL, code=1, saying="trained on another dataset")
-    assert call("eval", BEST, "--data", "data/gdelt", "--json").json()["overlaps_training"]
+    named = ("eval", BEST, "--data", "data/gdelt", "--json")
+    assert not call(*named).json()["overlaps_training"]
+    done = call(*named, "--split", "train")
+    assert done.json()["overlaps_training"]
+    assert "warning: train begins at 2017-11-01T00:00:00Z, tirgn_best was trained on facts up to" in done.err
 
 
 def test_a_dataset_that_has_gone(world, trained):
@@ -233,6 +240,15 @@ def test_verbose_shows_the_traceback(world):
     done = call("eval", "models/other", "--verbose")
     assert "Traceback" in done.err
     assert done.err.splitlines()[-1].startswith("error: models/other")
+
+
+def test_a_full_disk_and_a_closed_stdout(world, program):
+    for redirection, code, message in ((">/dev/full", 1, "error: No space left on device\n"), (">&-", 0, "")):
+        command = f'"{PROGRAM}" eval frequency --json --quiet {redirection}'
+        done = subprocess.run(
+            ["sh", "-c", command], env=program.environment(), stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, message)
 
 
 @pytest.mark.slow

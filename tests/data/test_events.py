@@ -73,9 +73,7 @@ def test_zip_with_several_members(tmp_path, events):
 
 def test_57_and_58_columns_in_one_file(tmp_path, events):
     path = tmp_path / "mixed.csv"
-    path.write_bytes(
-        export(events[:7], 57) + export(events[7:20], 58) + b"1\t2\t3\n" + export(events[20:], 57)
-    )
+    path.write_bytes(export(events[:7], 57) + export(events[7:20], 58) + b"1\t2\t3\n" + export(events[20:], 57))
     found, rows, dropped = read(path, IngestConfig(keep_self_pairs=True))
     assert (rows, len(found), dropped) == (401, 400, {"malformed_row": 1})
     assert {second % 86400 for second in found["timestamp"].to_pylist()} == {0}
@@ -169,9 +167,7 @@ def test_reduced_files_hold_codes_only(tmp_path):
     path.write_text("\n".join(["\t".join(header), *rows]))
     found, rows_read, dropped = read(path, IngestConfig(entity="code"))
     assert (rows_read, dropped) == (3, {"malformed_row": 1, "missing_relation": 1})
-    assert found.to_pylist() == [
-        {"entity1": "AFR", "relation": "043", "entity2": "FRA", "timestamp": 283996800}
-    ]
+    assert found.to_pylist() == [{"entity1": "AFR", "relation": "043", "entity2": "FRA", "timestamp": 283996800}]
     with pytest.raises(DataError, match="use --entity code"):
         read(path)
 
@@ -244,8 +240,7 @@ def test_mock_events_are_seeded_and_valid():
     assert mock_events(seed=3) == mock_events(seed=3) != mock_events(seed=4)
     quads = mock_events().select(["EventCode", "QuadClass"]).to_pylist()
     assert all(
-        row["QuadClass"] == (4 if row["EventCode"] == "190" else 3 if row["EventCode"] == "112" else 1)
-        for row in quads
+        row["QuadClass"] == (4 if row["EventCode"] == "190" else 3 if row["EventCode"] == "112" else 1) for row in quads
     )
 
 

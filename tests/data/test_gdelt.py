@@ -24,9 +24,7 @@ def choose(config: IngestConfig, **columns: list) -> dict[str, list]:
 
 def test_layouts_have_the_columns_of_the_codebooks():
     assert {width: len(columns) for width, columns in gdelt.LAYOUTS.items()} == {57: 57, 58: 58, 61: 61}
-    assert all(
-        columns[26] == "EventCode" and columns[31] == "NumMentions" for columns in gdelt.LAYOUTS.values()
-    )
+    assert all(columns[26] == "EventCode" and columns[31] == "NumMentions" for columns in gdelt.LAYOUTS.values())
     assert [gdelt.LAYOUTS[width].index("DATEADDED") for width in (57, 58, 61)] == [56, 56, 59]
 
 
@@ -42,16 +40,12 @@ def test_what_is_no_code_is_no_relation(text):
     assert clean_event_code(text) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "root"), [("1", "01"), ("01", "01"), ("20", "20"), ("21", None), (None, None)]
-)
+@pytest.mark.parametrize(("text", "root"), [("1", "01"), ("01", "01"), ("20", "20"), ("21", None), (None, None)])
 def test_root_codes(text, root):
     assert clean_root_code(text) == root
 
 
-@pytest.mark.parametrize(
-    ("code", "quad"), [("057", 1), ("060", 2), ("090", 2), ("100", 3), ("145", 3), ("150", 4)]
-)
+@pytest.mark.parametrize(("code", "quad"), [("057", 1), ("060", 2), ("090", 2), ("100", 3), ("145", 3), ("150", 4)])
 def test_quad_class_follows_from_the_root(code, quad):
     assert quad_class(code) == quad
 

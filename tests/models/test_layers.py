@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_helpers import make_config
+from small_world import make_config
 
 from geopol_tkg.models.decoders import ConvTransE
 from geopol_tkg.models.layers import BatchNorm, dropout, l2_normalise, masked_moments

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_helpers import LAST, N, R, make_config, make_dataset, random_arrays
+from small_world import LAST, N, R, make_config, make_dataset, random_arrays
 
 from geopol_tkg.checkpoint import fill
 from geopol_tkg.data.dataset import Dataset, with_inverses

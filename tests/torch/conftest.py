@@ -1,7 +1,7 @@
 """A converted network on disk."""
 
 import pytest
-from torch_helpers import make_checkpoint, make_config, make_dataset, random_arrays
+from small_world import make_checkpoint, make_config, make_dataset, random_arrays
 
 from geopol_tkg.data.history import build_for
 

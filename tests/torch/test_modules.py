@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_helpers import GAP, LAST, N, R, make_config, random_arrays, visible
+from small_world import GAP, LAST, N, R, make_config, random_arrays, visible
 
 pytest.importorskip("torch.nn")  # not "torch", which this folder may pass for
 import torch

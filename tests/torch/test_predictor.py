@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from torch_helpers import LAST, N, R, visible
+from small_world import LAST, N, R, visible
 
 pytest.importorskip("torch.nn")  # not "torch", which this folder may pass for
 import torch

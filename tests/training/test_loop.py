@@ -5,8 +5,8 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_world import make_config
 from test_step import prepare
-from torch_helpers import make_config
 
 from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig

@@ -1,4 +1,4 @@
-"""A small world for the torch tests: a random dataset, networks with random weights and statistics."""
+"""A small world for the tests: a random dataset, networks with random weights and statistics."""
 
 import jax
 import numpy as np

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Training on a GPU: epoch time and peak memory with and without bf16 and remat, then ICEWS14s end to end.
+#
+#     benchmarks/gpu.sh DATA OUT [BUDGET_SECONDS]
+#
+# DATA holds quadruple folders (ICEWS14s, and YAGO if there is one); OUT gets one JSON file per run and
+# summary.jsonl. Needs geopol_tkg importable by PYTHON (default python3) and ends inside the budget
+# (default 540 s): trainings get what is left of it, half each.
+set -euo pipefail
+data=$(realpath "$1")
+mkdir -p "$2"
+out=$(realpath "$2")
+budget=${3:-540}
+device=${DEVICE:-gpu}
+repo=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+tkg() { "${PYTHON:-python3}" -m geopol_tkg "$@"; }
+record() { # name, then a command that prints one JSON object
+    local name=$1
+    shift
+    if "$@" >"$out/$name.json" 2>"$out/$name.log"; then
+        printf '{"run": "%s", "result": %s}\n' "$name" "$(cat "$out/$name.json")" >>"$out/summary.jsonl"
+    else
+        printf '{"run": "%s", "exit": %s}\n' "$name" "$?" >>"$out/summary.jsonl"
+        tail -n 5 "$out/$name.log" >&2
+    fi
+}
+
+: >"$out/summary.jsonl"
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >"$out/machine.txt" 2>&1 || true
+"${PYTHON:-python3}" -c 'import jax; jax.print_environment_info()' >>"$out/machine.txt" 2>&1
+
+tkg ingest "$data/ICEWS14s" --out icews14s --quiet --json >"$out/ingest.json"
+
+# Epoch time and memory, two epochs each so that the second one is without compilation.
+length_of() { [ "$1" = regcn ] && echo 3 || echo 9; }
+for model in regcn tirgn; do
+    for variant in "bf16 remat" "bf16 no-remat" "f32 remat" "f32 no-remat"; do
+        read -r precision remat <<<"$variant"
+        name="epoch-$model-$precision-$remat"
+        record "$name" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
+            --batch-size 0 --precision "$precision" "--$remat" --epochs 2 --eval-interval 2 --device "$device" \
+            --model-dir "$name" --logdir runs --run-name "$name" --no-wandb --json
+        cp "$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
+    done
+done
+
+# End to end: train with early stopping, then test beside the baselines.
+left=$((budget - SECONDS - 60))
+for model in regcn tirgn; do
+    record "train-$model" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
+        --batch-size 0 --device "$device" --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json
+    record "test-$model" tkg eval "models/${model}_best" --device "$device" --json
+done
+record test-recurrency tkg eval recurrency --data icews14s --json
+cp models/metrics.jsonl "$out/" 2>/dev/null || true
+cat "$out/summary.jsonl"

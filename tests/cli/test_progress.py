@@ -1,0 +1,66 @@
+"""The live display fits 80 columns and loses nothing; lines elsewhere are plain."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from geopol_tkg.cli._progress import _Bars, _can_animate, epoch_line, format_seconds
+from geopol_tkg.config import TrainConfig
+from geopol_tkg.training.loop import EpochResult, Standing
+
+MEMORY = SimpleNamespace(kind="VRAM", used_mb=71234.5, epoch_high_mb=79876.0)
+
+
+def result(epoch=100, *, improved=True, stopped=None, metrics=True):
+    standing = Standing(epoch=epoch, best_mrr=0.2987, best_epoch=epoch if improved else 1)
+    found = {"mrr": 0.2987} if metrics else None
+    return EpochResult(standing, None, 12.3456, found, improved, 3725.0, stopped)
+
+
+def test_line_golden():
+    line = epoch_line(result(), TrainConfig(epochs=200), MEMORY, epoch_seconds=36.0)
+    assert line == (
+        "epoch 100/200 | loss 12.3456 | valid MRR 0.2987 * | best 0.2987 @ 100 | patience 15/15 | "
+        "VRAM 71,234 MB (high 79,876) | 1 h 02 min | left <= 1 h 00 min"
+    )
+    last = epoch_line(
+        result(4, improved=False, stopped="patience", metrics=False), TrainConfig(), MEMORY, epoch_seconds=1
+    )
+    assert last == (
+        "epoch 4/100 | loss 12.3456 | best 0.2987 @ 1 | patience 12/15 | VRAM 71,234 MB (high 79,876) | 1 h 02 min"
+    )
+
+
+def test_bars_fit_80_columns():
+    bars = _Bars(epochs=200, steps=12345, done=99)
+    bars.epoch(100, epoch_line(result(), TrainConfig(epochs=200), MEMORY, epoch_seconds=36.0))
+    bars.show("validation", 123456, 999999, "VRAM 71,234 MB (high 79,876)")
+    console = Console(width=80, file=io.StringIO())
+    console.print(bars._render())
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert len(lines) == 4
+    assert lines[0].startswith("epochs")
+    assert "100/200" in lines[0]
+    assert "123456/999999" in lines[1]
+    assert lines[2] == "loss 12.3456 | valid MRR 0.2987 * | best 0.2987 @ 100 | patience 15/15"
+    assert lines[3] == "VRAM 71,234 MB (high 79,876) | 1 h 02 min | left <= 1 h 00 min"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "term", "animates"),
+    [(True, "xterm-256color", True), (True, "dumb", False), (True, "", False), (False, "xterm", False)],
+)
+def test_only_terminals_are_animated(monkeypatch, is_terminal, term, animates):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: is_terminal))
+    assert _can_animate() == animates

@@ -1,0 +1,146 @@
+"""Stopping by signals and by time, and going on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import PROGRAM, call, listing
+from test_train import BEST, LAST, TRAIN, records, scalars
+
+from geopol_tkg.cli._progress import TrainDisplay
+
+
+def arrays_of(path):
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def assert_same_arrays(first, other):
+    assert first.keys() == other.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def signal_at(monkeypatch, number, *, step, epoch=1):
+    """Send this process a signal once so many steps of an epoch are done."""
+    told = TrainDisplay.step
+
+    def tell(display, done):
+        told(display, done)
+        if (display._epoch, done) == (epoch, step):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(TrainDisplay, "step", tell)
+
+
+def test_interrupted_inside_epochs_and_resumed_is_the_same_run(world, monkeypatch):
+    whole = call(*TRAIN, "--epochs", "3", "--json").json()
+    arrays, metrics = [arrays_of(path) for path in (LAST, BEST)], records()
+    for path in (LAST, BEST):
+        path.unlink()
+        path.with_suffix(".json").unlink()
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, step=2, epoch=1)
+        assert_interrupted(call(*TRAIN, "--epochs", "3", "--json"), 143, epochs=0)
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGINT, step=3, epoch=2)
+        stopped = call(*TRAIN, "--epochs", "3", "--resume", "--json")
+        assert_interrupted(stopped, 130, epochs=1)
+        assert "resuming after epoch 0, step 2 of the next" in stopped.err
+    done = call(*TRAIN, "--epochs", "3", "--resume", "--json").json()
+    for path, before in zip((LAST, BEST), arrays, strict=True):
+        assert_same_arrays(before, arrays_of(path))
+    assert [steady(record) for record in records()] == [steady(record) for record in metrics]
+    assert [event.step for event in scalars()["eval/mrr"]] == [1, 2, 3]
+    assert {**done, "total_time": 0} == {**whole, "total_time": 0}
+
+
+def assert_interrupted(done, code, *, epochs):
+    content = json.loads(done.out)
+    assert (done.code, content["status"], content["epochs_trained"]) == (code, "interrupted", epochs)
+    assert LAST.exists()
+
+
+def steady(record):
+    """Without what the clock and the machine decide."""
+    return {name: value for name, value in record.items() if name.startswith(("train", "eval", "epoch", "model"))}
+
+
+def test_interrupted_during_validation_and_resumed(world, monkeypatch):
+    call(*TRAIN, "--epochs", "2")
+    before, metrics = arrays_of(LAST), records()
+    told = TrainDisplay.evaluating
+    with monkeypatch.context() as context:
+        context.setattr(TrainDisplay, "evaluating", lambda *args: signal.raise_signal(signal.SIGTERM) or told(*args))
+        assert_interrupted(call(*TRAIN, "--epochs", "2", "--overwrite", "--json"), 143, epochs=0)
+    assert records() == []
+    call(*TRAIN, "--epochs", "2", "--resume")
+    assert_same_arrays(before, arrays_of(LAST))
+    assert [steady(record) for record in records()] == [steady(record) for record in metrics]
+
+
+def test_a_signal_between_epochs_doubles_none(world, monkeypatch):
+    told = TrainDisplay.epoch
+    with monkeypatch.context() as context:
+        context.setattr(TrainDisplay, "epoch", lambda *args: told(*args) or signal.raise_signal(signal.SIGTERM))
+        stopped = call(*TRAIN, "--epochs", "3", "--json")
+    assert_interrupted(stopped, 143, epochs=1)
+    assert [line.split(" | ")[0] for line in stopped.err.splitlines() if "loss" in line] == ["epoch 1/3"]
+    assert call(*TRAIN, "--epochs", "3", "--resume", "--json").json()["epochs_trained"] == 3
+    assert [record["epoch"] for record in records()] == [1, 2, 3]
+    assert [event.step for event in scalars()["train/loss"]] == [1, 2, 3]
+
+
+def test_stopped_by_time_and_resumed(world):
+    stopped = call(*TRAIN, "--epochs", "2", "--max-time", "1e-9", "--json")
+    assert stopped.json()["status"] == "max_time"
+    assert stopped.json()["checkpoint"] is None
+    assert "epoch " not in stopped.err.replace("an epoch", "")
+    done = call(*TRAIN, "--epochs", "2", "--resume", "--json").json()
+    assert (done["status"], done["epochs_trained"]) == ("completed", 2)
+    again = call(*TRAIN, "--epochs", "2", "--resume", "--json").json()
+    assert (again["status"], again["early_stopped"], again["best_mrr"]) == ("completed", False, done["best_mrr"])
+    assert [record["epoch"] for record in records()] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_to_the_program(world, program, number, code):
+    """SIGINT is ignored at the start, as in background jobs of a script."""
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    process = subprocess.Popen(
+        [*ignoring, PROGRAM, *TRAIN, "--epochs", "100000", "--patience", "100000", "--json"],
+        env=program.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    content = json.loads(out)
+    assert (process.returncode, content["status"]) == (code, "interrupted"), err
+    done = program(
+        *TRAIN, "--epochs", content["epochs_trained"] + 1, "--patience", "100000", "--resume", "--json", cwd=world
+    )
+    assert done.json()["epochs_trained"] == content["epochs_trained"] + 1
+    assert [record["epoch"] for record in records()] == list(range(1, content["epochs_trained"] + 2))
+
+
+@pytest.mark.slow
+def test_sigterm_of_other_commands_leaves_no_temporary_files(world, program):
+    process = subprocess.Popen([PROGRAM, "convert"], env=program.environment(), stderr=subprocess.PIPE, text=True)
+    threading.Timer(3, process.terminate).start()
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode in (0, 143)
+    assert time.monotonic() - started < 30
+    assert [name for name in listing(world) if Path(name).name.startswith(".")] == []

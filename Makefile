@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	rm -rf demo && mkdir demo
 	cd demo && $(BIN)/geopol-tkg train --patience 15
 	cd demo && $(BIN)/geopol-tkg eval
-	cd demo && $(BIN)/geopol-tkg compare models/tkg/tirgn_best frequency recurrency --pass-threshold -100
+	cd demo && $(BIN)/geopol-tkg compare models/tkg/tirgn_best recurrency frequency --pass-threshold -100
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

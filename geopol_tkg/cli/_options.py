@@ -17,7 +17,7 @@ from geopol_tkg.config import (
     RelationKind,
     TimeSource,
 )
-from geopol_tkg.errors import CheckpointError, DataError, TrainingError, UsageError
+from geopol_tkg.errors import CheckpointError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
@@ -38,7 +38,7 @@ def _granularity(text: str) -> str:
 
     try:
         granularity_seconds(text)
-    except DataError as error:
+    except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     return text
 

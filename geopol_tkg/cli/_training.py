@@ -151,7 +151,7 @@ def _start_wandb(wanted: bool | None, run: TrainingRun, output: Output) -> Any |
 
 def _summary(run: TrainingRun, result: EpochResult | None) -> dict[str, Any]:
     standing = run.standing
-    stopped = "epochs" if result is None else str(result.stopped)
+    stopped = str(run.standing.ending(run.config) if result is None else result.stopped)
     return {
         "status": _STATUS.get(stopped, stopped),
         "epochs_trained": standing.epoch,

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, UsageError
 
 _UNIT_SECONDS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MONDAY = 4 * 86400  # 1970-01-05, so that weeks begin on Mondays
@@ -14,7 +14,7 @@ def granularity_seconds(text: str) -> int:
     """Seconds of a step written as ``15min``, ``1h``, ``1d`` or ``1w``."""
     match = re.fullmatch(r"(\d+)(min|h|d|w)", text.strip())
     if match is None or int(match[1]) == 0:
-        raise DataError(f"granularity {text!r} is not a number and a unit: try 15min, 1h, 1d or 1w")
+        raise UsageError(f"granularity {text!r} is not a number and a unit: try 15min, 1h, 1d or 1w")
     return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 

@@ -53,7 +53,7 @@ class ConvTransE(nnx.Module):
             moments = _convolved_moments(patches, kernel, bias, mask)
             self.conv_norm.remember(moments)
         factor, offset = self.conv_norm.affine(moments)
-        return jax.nn.relu(dot(patches, kernel * factor, dtype).astype(dtype) + (bias * factor + offset).astype(dtype))
+        return jax.nn.relu(dot(patches, kernel * factor, dtype, dtype) + (bias * factor + offset).astype(dtype))
 
 
 def _patches(x: Array, width: int) -> Array:

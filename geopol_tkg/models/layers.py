@@ -28,21 +28,24 @@ def leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dot(x: Array, weight: Array, dtype: DTypeLike) -> Array:
-    """Product of [..., i] and [i, o] computed in ``dtype``, accumulated and returned in float32.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dot(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike = jnp.float32) -> Array:
+    """Product of [..., i] and [i, o] computed in ``dtype``, accumulated in float32 where the device can.
 
     The backward pass computes its two products in ``dtype`` as well, and keeps operands in ``dtype``.
     """
-    return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=result_dtype)
 
 
-def _dot_forward(x: Array, weight: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
+def _dot_forward(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
     types = (jnp.zeros(0, x.dtype), jnp.zeros(0, weight.dtype))
-    return dot(x, weight, dtype), (x.astype(dtype), weight.astype(dtype), *types)
+    return dot(x, weight, dtype, result_dtype), (x.astype(dtype), weight.astype(dtype), *types)
 
 
-def _dot_backward(dtype: DTypeLike, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+def _dot_backward(
+    dtype: DTypeLike, result_dtype: DTypeLike, saved: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array]:
+    del result_dtype
     x, weight, x_type, weight_type = saved
     gradient = gradient.astype(dtype)
     to_x = jnp.matmul(gradient, weight.T, preferred_element_type=x_type.dtype)

@@ -39,6 +39,12 @@ class Standing:
     def epochs_without_improvement(self) -> int:
         return self.epoch - self.best_epoch
 
+    def ending(self, config: TrainConfig) -> str | None:
+        """Why there is nothing left to train ("patience", "epochs"); None while there is."""
+        if self.epochs_without_improvement() >= config.patience:
+            return "patience"
+        return "epochs" if self.epoch >= config.epochs else None
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -82,10 +88,11 @@ def fit(
     Raises:
         TrainingError: a loss is not finite; names the epoch, step and timestamp.
     """
-    while standing.epoch < config.epochs:
+    loss = 0.0
+    while standing.ending(config) is None:
         started = time.perf_counter()
         state, steps, reason = _run_epoch(trainer, state, plan, data, config, standing, should_stop, on_step)
-        loss = _mean_loss(state, plan, standing.epoch + 1)
+        loss = _mean_loss(state, plan, standing.epoch + 1) if steps else loss
         done = steps == len(plan) and reason is None
         wants_metrics = done and _is_evaluated(standing.epoch + 1, config)
         metrics = evaluate(state) if wants_metrics else None
@@ -98,7 +105,7 @@ def fit(
             return
         improved = metrics is not None and metrics["mrr"] > standing.best_mrr
         standing = _advance(standing, metrics if improved else None)
-        stopped = reason or _ending(standing, config)
+        stopped = reason or standing.ending(config)
         state = _new_epoch(state)
         yield EpochResult(standing, state, loss, metrics, improved, seconds, stopped)
         if stopped:
@@ -157,12 +164,6 @@ def _advance(standing: Standing, better: dict[str, Any] | None) -> Standing:
     if better is None:
         return standing
     return replace(standing, best_mrr=better["mrr"], best_epoch=epoch)
-
-
-def _ending(standing: Standing, config: TrainConfig) -> str | None:
-    if standing.epochs_without_improvement() >= config.patience:
-        return "patience"
-    return "epochs" if standing.epoch >= config.epochs else None
 
 
 def _new_epoch(state: TrainState) -> TrainState:

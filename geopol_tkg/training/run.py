@@ -95,6 +95,9 @@ class TrainingRun:
         self.files = files
         self.memory = MemoryMeter(self.device)
         self._dataset = dataset
+        earlier = load_checkpoint(files.last) if resume else None
+        if earlier is not None:
+            self._refuse_other(earlier)
         self._validate = validate
         dtype = jnp.bfloat16 if self.config.precision == "bf16" else jnp.float32
         self._trainer, self._state = make_trainer(
@@ -111,8 +114,8 @@ class TrainingRun:
         )
         self._data = put_step_data(self.plan, self._context.snapshots, history)
         self.standing = Standing()
-        if resume:
-            self._restore(load_checkpoint(files.last))
+        if earlier is not None:
+            self._restore(earlier)
 
     @property
     def num_parameters(self) -> int:
@@ -138,9 +141,10 @@ class TrainingRun:
             should_stop=should_stop,
             on_step=self._sampling(on_step),
         ):
+            completed = result.standing.epoch > self.standing.epoch
             self.standing = result.standing
             self._save(result)
-            if result.standing.step_in_epoch == 0:
+            if completed:
                 logger.log(result.standing.epoch, self._metrics(result))
             self.memory.new_epoch()
             yield result
@@ -192,7 +196,13 @@ class TrainingRun:
         return metrics | self.memory.metrics()
 
     def _save(self, result: EpochResult) -> None:
-        """Best first: should the process die in between, the last one repeats the epoch."""
+        """Best first: should the process die in between, the last one repeats the epoch.
+
+        Until this run has a best checkpoint there is none: one of an earlier run would pass for it.
+        """
+        if result.standing.best_epoch == 0:
+            for path in checkpoint_paths(self.files.best):
+                path.unlink(missing_ok=True)
         if result.improved:
             save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
         due = result.standing.epoch % self.config.checkpoint_interval == 0
@@ -208,7 +218,7 @@ class TrainingRun:
             config=self.model,
             settings=asdict(self.config),
             epoch=result.standing.epoch,
-            metrics={"train_loss": result.loss, "valid": result.metrics},
+            metrics={"train_loss": result.loss if int(state.step) else None, "valid": result.metrics},
             entity_to_id=self._dataset.entity_to_id,
             relation_to_id=self._dataset.relation_to_id,
             dataset=describe_dataset(self._dataset),
@@ -219,16 +229,16 @@ class TrainingRun:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self._refuse_other(checkpoint)
         resume = dict(checkpoint.resume or {})
         counters = {name: resume.pop(name) for name in _counters(self._state)}
         known = flatten(self._state.parameters).keys()
         parameters = {name: array for name, array in checkpoint.arrays.items() if name in known}
         statistics = {name: array for name, array in checkpoint.arrays.items() if name not in known}
+        source = checkpoint.source
         restored = initial_state(
-            fill(self._state.parameters, parameters),
-            fill(self._state.statistics, statistics),
-            fill(self._state.optimiser, checkpoint.optimiser),
+            fill(self._state.parameters, parameters, source=source),
+            fill(self._state.statistics, statistics, source=source),
+            fill(self._state.optimiser, checkpoint.optimiser, source=source),
             step=counters["step"],
         )
         self._state = restored._replace(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geopol_tkg.data.time_axis import TimeAxis, floor_to_step, granularity_seconds
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, UsageError
 
 DAY = 86400
 NOVEMBER = 1509494400  # 2017-11-01T00:00:00Z, a Wednesday
@@ -20,7 +20,7 @@ def test_granularity(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "1", "d", "0h", "1.5h", "-1d", "1day", "1 d"])
 def test_bad_granularity_is_refused(text):
-    with pytest.raises(DataError, match="granularity"):
+    with pytest.raises(UsageError, match="granularity"):
         granularity_seconds(text)
 
 

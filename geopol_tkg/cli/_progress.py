@@ -51,6 +51,21 @@ def memory_text(memory: "MemoryMeter") -> str:
     return f"{memory.kind} {memory.used_mb:,.0f} MB (high {memory.epoch_high_mb:,.0f})"
 
 
+class Heartbeat:
+    """A line now and then about work that takes long; none about work that does not."""
+
+    def __init__(self, output: Output, what: str) -> None:
+        self._output = output
+        self._what = what
+        self._last_sign = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much of it is done."""
+        if time.monotonic() - self._last_sign > _HEARTBEAT_S:
+            self._last_sign = time.monotonic()
+            self._output.note(f"{self._what}: {done:,} of {total:,} queries")
+
+
 class TrainDisplay(AbstractContextManager["TrainDisplay"]):
     """Bars for epochs, steps and evaluation with the run's figures; without a terminal, lines."""
 

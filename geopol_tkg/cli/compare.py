@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
+_FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
+
 
 @app.command("compare")
 def command(
@@ -97,7 +99,9 @@ def _table(content: dict[str, Any]) -> "Table":
     return table
 
 
-def _verdict(content: dict[str, Any]) -> tuple[str, str]:
+def _verdict(content: dict[str, Any]) -> tuple[str, ...]:
+    few = content["num_timestamps"]
+    caution = (f"only {few} timestamps to resample: interval and p are rough",) if few < _FEW_TIMESTAMPS else ()
     first, last = (content["models"][i]["name"] for i in (0, -1))
     interval = "no interval (one timestamp)"
     if content["ci_low"] is not None:
@@ -106,4 +110,5 @@ def _verdict(content: dict[str, Any]) -> tuple[str, str]:
         f"MRR of {first} minus {last}: {content['delta']:+.4f} ({content['delta_pct']:+.1f} %)",
         f"{interval}, p = {content['p_value']:.4f}; threshold {content['pass_threshold']:+.1f} %: "
         f"{'passed' if content['passed'] else 'NOT PASSED'}",
+        *caution,
     )

@@ -80,6 +80,7 @@ def evaluate_named(
 ) -> tuple["Ranks", dict[str, Any]]:
     """Rank a checkpoint or baseline by name; its ranks and the command's JSON."""
     from geopol_tkg.cli._models import open_model
+    from geopol_tkg.cli._progress import Heartbeat
     from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
 
     with StopSignals() as signals:
@@ -92,6 +93,7 @@ def evaluate_named(
                 filter=filter_name,
                 known_entities=model.known_entities,
                 should_stop=lambda: bool(signals),
+                progress=Heartbeat(output, f"ranking {model.name}"),
             )
         except Interrupted:
             raise typer.Exit(signals.exit_code) from None

@@ -18,7 +18,7 @@ def paired_difference(
     Returns:
         ``delta``; ``delta_pct``, in percent of the last's MRR; ``ci_low`` and ``ci_high``, the 95 %
         bootstrap interval of delta (None with a single timestamp, which says nothing about spread);
-        ``p_value`` of the sign-flip test; ``num_queries``.
+        ``p_value`` of the sign-flip test; ``num_queries`` and ``num_timestamps``.
 
     Raises:
         DataError: the ranks are not of the same queries.
@@ -36,6 +36,7 @@ def paired_difference(
         "ci_high": high,
         "p_value": _p_value(sums, seed=seed, resamples=resamples),
         "num_queries": len(gains),
+        "num_timestamps": len(sums),
     }
 
 

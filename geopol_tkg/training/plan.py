@@ -14,10 +14,9 @@ from geopol_tkg.errors import DataError
 from geopol_tkg.models.graph import WindowShape, window_shape
 
 MAX_SHAPES = 3
-_LEAST_SHARE = 0.1  # of the steps, for a shape of their own
+_LEAST_SHARE = 0.2  # of the steps, for a shape of their own
 _SLACK = 0.3  # a step that needs up to 1.2 times a half still counts as half
 _ROUND_TO = 8
-_EDGES, _QUERIES = 0, 3  # columns of a flattened StepShape
 
 
 class StepShape(NamedTuple):
@@ -101,15 +100,15 @@ def plan_steps(
 def choose_shapes(needs: list[StepShape]) -> tuple[np.ndarray, tuple[StepShape, ...]]:
     """At most three shapes, each for the steps that need about half of the next larger one or less.
 
-    Queries and edges are what a step's time goes with, so they decide; a shape that few steps would use
-    is not worth its compilation.
+    Queries are what most of a step's time goes with, so they decide; a shape that few steps would use is
+    not worth its compilation.
 
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
     table = np.array([(*need.window, *need[1:]) for need in needs])
-    cost = table[:, [_EDGES, _QUERIES]]
-    share = (cost / np.maximum(cost.max(axis=0), 1)).max(axis=1)
+    queries = np.array([need.queries for need in needs])
+    share = queries / queries.max()
     level = np.clip(np.floor(-np.log2(share) + _SLACK), 0, MAX_SHAPES - 1).astype(int)
     for rare in range(MAX_SHAPES - 1, 0, -1):
         if (level == rare).mean() < _LEAST_SHARE:

@@ -144,3 +144,23 @@ def test_sigterm_of_other_commands_leaves_no_temporary_files(world, program):
     assert process.returncode in (0, 143)
     assert time.monotonic() - started < 30
     assert [name for name in listing(world) if Path(name).name.startswith(".")] == []
+
+
+def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(world, monkeypatch):
+    assert BEST.exists()
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, step=2, epoch=1)
+        assert_interrupted(call(*TRAIN, "--overwrite", "--json"), 143, epochs=0)
+    assert LAST.exists()
+    assert not BEST.exists()
+    assert not BEST.with_suffix(".json").exists()
+
+
+def test_resuming_what_patience_has_ended_trains_no_more(world):
+    settings = ("--epochs", "40", "--patience", "1", "--json")
+    first = call(*TRAIN, "--overwrite", *settings).json()
+    assert first["early_stopped"]
+    before = arrays_of(LAST)
+    again = call(*TRAIN, "--resume", *settings).json()
+    assert (again["status"], again["epochs_trained"]) == ("early_stopped", first["epochs_trained"])
+    assert_same_arrays(before, arrays_of(LAST))

@@ -34,6 +34,7 @@ def test_golden():
             "ci_high": 0.5,
             "p_value": 2 / 16,
             "num_queries": 5,
+            "num_timestamps": 4,
         }
     )
 

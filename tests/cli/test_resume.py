@@ -147,6 +147,7 @@ def test_sigterm_of_other_commands_leaves_no_temporary_files(world, program):
 
 
 def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(world, monkeypatch):
+    call(*TRAIN, "--epochs", "1", "--json").json()
     assert BEST.exists()
     with monkeypatch.context() as context:
         signal_at(context, signal.SIGTERM, step=2, epoch=1)

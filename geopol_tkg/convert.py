@@ -57,6 +57,7 @@ def convert(
     history: HistoryVocabulary,
     *,
     output: Path,
+    time: int | None = None,
     tolerance: float = 1e-4,
     num_queries: int = 256,
     seed: int = 0,
@@ -70,6 +71,7 @@ def convert(
     Args:
         dataset: has the checkpoint's ids and time axis.
         history: the dataset's, with the network's window.
+        time: index of the step to forecast; by default the one after the dataset's last fact.
 
     Returns:
         ``output, model_type, num_parameters, max_abs_difference, tolerance, passed``.
@@ -90,7 +92,7 @@ def convert(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         candidate = Path(folder) / output.name
-        _write(candidate, file_contents(checkpoint, dataset))
+        _write(candidate, file_contents(checkpoint, dataset, time=time))
         queries = sample_queries(dataset, checkpoint.config, num_queries, seed=seed)
         num_parameters, difference = _check(candidate, forecaster, queries)
         passed = difference <= tolerance
@@ -118,7 +120,7 @@ def torch_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return state
 
 
-def file_contents(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+def file_contents(checkpoint: Checkpoint, dataset: Dataset, *, time: int | None = None) -> dict[str, Any]:
     """What the file holds, with NumPy arrays where it has tensors."""
     from geopol_tkg.torch.predictor import FORMAT_VERSION
 
@@ -137,15 +139,14 @@ def file_contents(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
         "triple_frequency": {"triples": triples.astype(np.int32), "counts": counts.astype(np.int32)},
         "epoch": checkpoint.epoch,
         "metrics": json.loads(json.dumps(checkpoint.metrics, default=lambda number: number.item())),
-        "context": _forecast_context(dataset, checkpoint.config),
+        "context": _forecast_context(dataset, checkpoint.config, _next_time(dataset) if time is None else time),
     }
 
 
-def _forecast_context(dataset: Dataset, config: ModelConfig) -> dict[str, Any]:
+def _forecast_context(dataset: Dataset, config: ModelConfig, time: int) -> dict[str, Any]:
     """The last snapshots, what the history window holds, and the clock."""
     times = dataset.facts[:, 3]
     last = dataset.timestamps[-config.history_length :]
-    time = _next_time(dataset)
     start = time - config.history_window if config.history_window else int(times[0])
     return {
         "snapshots": [dataset.facts[times == moment, :3].astype(np.int32) for moment in last],

@@ -178,12 +178,19 @@ def predict(
     return {given: entity, "relation": relation, "time": known.time_axis.label(time), "predictions": predictions}
 
 
+def next_time(alignment: Alignment) -> int:
+    """The checkpoint's index of the step after the dataset's last fact, be its labels known or not."""
+    return int(alignment.dataset.facts[-1, 3]) + alignment.time_offset + 1
+
+
 def _time_of(at: str | None, alignment: Alignment) -> int:
     """The checkpoint's index of a time, by default of the step after the dataset's last."""
     axis, first = alignment.known.time_axis, int(alignment.known.facts[0, 3])
     if at is None:
-        return int(alignment.dataset.facts[-1, 3]) + alignment.time_offset + 1
+        return next_time(alignment)
     time = axis.index(at)
+    if time > np.iinfo(np.int32).max:
+        raise DataError(f"--at {at}: too far ahead")
     if time <= first:
         raise DataError(f"--at {at}: nothing is known before the first facts, those of {axis.label(first)}")
     return time

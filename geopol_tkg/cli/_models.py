@@ -15,7 +15,7 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.errors import CheckpointError, UsageError
 from geopol_tkg.forecasts import LoadedModel, horizon_of, load_model, training_dataset
 from geopol_tkg.models.base import Forecaster
-from geopol_tkg.models.recurrency import BASELINES, baseline, is_baseline
+from geopol_tkg.models.recurrency import BASELINES, baseline, before_split, is_baseline
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def open_model(
     """Open a baseline by its name or a checkpoint by its path, on a dataset or the one it belongs to."""
     if is_baseline(name):
         dataset = open_dataset(None) if dataset is None else dataset
-        return OpenModel(name, baseline(name, dataset, horizon=_horizon(dataset, split, protocol)), dataset)
+        horizon = _horizon(dataset, split, protocol)
+        fit_on = dataset if split == "test" else before_split(dataset, split)
+        return OpenModel(name, baseline(name, dataset, horizon=horizon, fit_on=fit_on), dataset)
     _require_checkpoint(name)
     model = load_model(Path(name), dataset)
     return OpenModel(

@@ -98,10 +98,12 @@ def choose_device(device: DeviceChoice) -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
     if device == "gpu":
-        _require_gpu()
+        _require_gpu("--device gpu")
+    elif (platforms := os.environ.get("JAX_PLATFORMS", "")) not in ("", "cpu"):
+        _require_gpu(f"JAX_PLATFORMS={platforms}")
 
 
-def _require_gpu() -> None:
+def _require_gpu(asked: str) -> None:
     import jax
 
     try:
@@ -110,7 +112,7 @@ def _require_gpu() -> None:
         found = str(error) or "no device"
     if found != "gpu":
         raise TrainingError(
-            f"--device gpu was asked for, but jax sees only {found}: install 'geopol-tkg[cuda13]' (or cuda12) "
+            f"{asked} was asked for, but jax sees only {found}: install 'geopol-tkg[cuda13]' (or cuda12) "
             "and check the driver with nvidia-smi"
         )
 

@@ -42,7 +42,10 @@ def train(
         run = TrainingRun(dataset, history, model=model, config=config, files=files, validate=validation, resume=resume)
         _announce(run, dataset, output)
         if dry_run:
-            return _report_dry_run(run, output)
+            _report_dry_run(run, output)
+            if signals:
+                raise typer.Exit(signals.exit_code)
+            return
         result = _train(run, output, validation, wandb=_start_wandb(wandb, run, output))
         content = _summary(run, result)
     table = new_table("", "")
@@ -51,7 +54,6 @@ def train(
     output.result(content, f"Trained {model.model_type}: {content['status'].replace('_', ' ')}", table)
     if content["status"] == "interrupted":
         raise typer.Exit(signals.exit_code)
-    return None
 
 
 @dataclass

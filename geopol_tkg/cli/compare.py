@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
+_REMARKS = ("unknown_entities", "unknown_relations", "overlaps_training")
 _FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
 
 
@@ -49,9 +50,9 @@ def command(
     opt.choose_device(device)
     dataset = None if data is None else opt.open_dataset(data)
     content = compare(models, dataset=dataset, split=split, pass_threshold=pass_threshold, output=output)
-    write_json(output_path, content)
     title = f"{content['num_queries']:,} queries of {split}, single-step, time filter, both directions"
     output.result(content, title, _table(content), "", *_verdict(content))
+    write_json(output_path, content)
     output.note(f"report: {output_path}")
     if not content["passed"]:
         raise typer.Exit(3)
@@ -75,7 +76,8 @@ def compare(
             name, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
         )
         all_ranks.append(ranks)
-        rows.append({"name": name, **{m: metrics[m] for m in METRICS}, "strata": metrics["strata"]})
+        kept = (*METRICS, "strata", *(name for name in _REMARKS if name in metrics))
+        rows.append({"name": name, **{key: metrics[key] for key in kept}})
     difference: dict[str, Any] = paired_difference(all_ranks[0], all_ranks[-1])
     return {
         "models": rows,
@@ -111,4 +113,9 @@ def _verdict(content: dict[str, Any]) -> tuple[str, ...]:
         f"{interval}, p = {content['p_value']:.4f}; threshold {content['pass_threshold']:+.1f} %: "
         f"{'passed' if content['passed'] else 'NOT PASSED'}",
         *caution,
+        *(
+            f"{row['name']} was trained on times of this split"
+            for row in content["models"]
+            if row.get("overlaps_training")
+        ),
     )

@@ -36,11 +36,18 @@ def command(
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
     from geopol_tkg.convert import convert
-    from geopol_tkg.forecasts import load_model
+    from geopol_tkg.forecasts import load_model, next_time
 
     model = load_model(stem, None if data is None else opt.open_dataset(data))
     path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained.pt"
-    content = convert(model.checkpoint, model.alignment.known, model.history(), output=path, tolerance=tolerance)
+    content = convert(
+        model.checkpoint,
+        model.alignment.known,
+        model.history(),
+        output=path,
+        time=next_time(model.alignment),
+        tolerance=tolerance,
+    )
     table = new_table("", "")
     for name, value in content.items():
         table.add_row(name.replace("_", " "), plain(value))

@@ -62,11 +62,11 @@ def command(
     result, content = evaluate_named(
         name, dataset=dataset, split=split, protocol=protocol, filter_name=filter, output=output
     )
+    title = f"{content['model']} on {split}, {protocol}, {filter} filter, both directions"
+    output.result(content, title, _table(content))
     if ranks is not None:
         _write_ranks(result, ranks)
         output.note(f"{len(result.rank):,} ranks in {ranks}")
-    title = f"{content['model']} on {split}, {protocol}, {filter} filter, both directions"
-    output.result(content, title, _table(content))
 
 
 def evaluate_named(

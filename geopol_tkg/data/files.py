@@ -1,5 +1,6 @@
 """Writing files so that no reader ever sees half of one."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any, BinaryIO
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of ``path`` once it is complete and on disk."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -43,6 +43,9 @@ def read_quadruples(folder: Path, config: IngestConfig) -> Dataset:
     given[:, 3] = (given[:, 3] - axis.origin) // axis.step
     entities, given[:, [0, 2]] = _label(folder, "entity", given[:, [0, 2]], _published(folder, 0))
     relations, given[:, 1] = _label(folder, "relation", given[:, 1], _published(folder, 1))
+    last = int(given[:, 3].max())
+    if last >= np.iinfo(np.int32).max:
+        raise DataError(f"{folder}: times span {last:,} steps of {axis.step}; round them to a coarser step")
     facts = distinct_facts(tuple(given[:, [3, 0, 1, 2]].T))[:, [1, 2, 3, 0]]
     return Dataset(
         entities=entities,
@@ -75,7 +78,7 @@ def _read_facts(path: Path) -> np.ndarray:
         raise DataError(f"{path}: missing or empty; a quadruple folder needs train.txt and valid.txt")
     try:
         facts = pd.read_csv(path, sep=r"\s+", header=None, usecols=[0, 1, 2, 3], dtype=np.int64)
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: wanted lines of subject, relation, object, time as integers ({reason})") from error
     if (facts.iloc[:, :3] < 0).to_numpy().any():

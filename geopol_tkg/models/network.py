@@ -1,7 +1,7 @@
 """What a trained network is: it evolves a window, then scores queries; and how mixtures are scored."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +85,10 @@ def history_mask(targets: Array, slices: Array, *, num_candidates: int, capacity
     return empty.at[row, target].set(True, mode="drop")
 
 
-def parameter_count(model: nnx.Module) -> int:
-    """Trainable numbers."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def parameter_count(parameters: Any) -> int:
+    """Trainable numbers of a network, or of the ``nnx.Param`` part of its state."""
+    state = nnx.state(parameters, nnx.Param) if isinstance(parameters, nnx.Module) else parameters
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
 def build_network(config: ModelConfig, *, key: Array) -> Network:

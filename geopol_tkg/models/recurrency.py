@@ -5,9 +5,12 @@ Forecasting", IJCAI 2024: ``alpha * psi + (1 - alpha) * xi`` with psi the decaye
 ``(s, r, o)`` was true, and xi the share of ``o`` among the objects of ``r``.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
-from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.config import SplitName
+from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.errors import UsageError
 from geopol_tkg.models.base import Forecaster, ScoreFunction
 from geopol_tkg.models.past_counts import PastCounts
@@ -79,8 +82,11 @@ def is_baseline(name: str) -> bool:
     return name.partition(":")[0] in ("recurrency", "frequency")
 
 
-def baseline(name: str, dataset: Dataset, *, horizon: int | None = None) -> Forecaster:
-    """Make a baseline by name; plain ``recurrency`` is fitted on the valid split.
+def baseline(name: str, dataset: Dataset, *, horizon: int | None = None, fit_on: Dataset | None = None) -> Forecaster:
+    """Make a baseline by name; plain ``recurrency`` is fitted on the valid split of ``fit_on``.
+
+    Args:
+        fit_on: by default the dataset itself; :func:`before_split` to measure on another split than test.
 
     Raises:
         UsageError: no baseline has this name.
@@ -88,8 +94,23 @@ def baseline(name: str, dataset: Dataset, *, horizon: int | None = None) -> Fore
     """
     if name == "frequency":
         return Frequency(dataset, horizon=horizon)
-    lambdas, alphas = fit_recurrency(dataset) if name == "recurrency" else _parse_values(name)
+    lambdas, alphas = fit_recurrency(fit_on or dataset) if name == "recurrency" else _parse_values(name)
     return Recurrency(dataset, lambdas=lambdas, alphas=alphas, horizon=horizon, name=name)
+
+
+def before_split(dataset: Dataset, name: SplitName) -> Dataset:
+    """The dataset split so that its valid part is as long as ``name``'s, and ends where that one begins.
+
+    Raises:
+        UsageError: there is no train part before it.
+    """
+    start, end = dataset.split.bounds(name)
+    times = dataset.timestamps
+    first = int(np.searchsorted(times, start))
+    length = int(np.searchsorted(times, end)) - first
+    if first - length < 1:
+        raise UsageError(f"recurrency cannot be fitted before the {name} split; name its values: recurrency:0.02,0.999")
+    return replace(dataset, split=Split(int(times[first - length]), int(times[first])))
 
 
 def _parse_values(name: str) -> tuple[float, float]:

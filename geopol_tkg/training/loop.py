@@ -41,7 +41,8 @@ class Standing:
 
     def ending(self, config: TrainConfig) -> str | None:
         """Why there is nothing left to train ("patience", "epochs"); None while there is."""
-        if self.epochs_without_improvement() >= config.patience:
+        validated = self.epoch if self.epoch >= config.epochs else self.epoch - self.epoch % config.eval_interval
+        if validated - self.best_epoch >= config.patience:
             return "patience"
         return "epochs" if self.epoch >= config.epochs else None
 
@@ -149,7 +150,7 @@ def _mean_loss(state: TrainState, plan: StepPlan, epoch: int) -> float:
     if failed >= 0:
         raise TrainingError(
             f"loss is not finite in epoch {epoch} at time index {plan.times[failed]} (step {failed}): "
-            "the checkpoints hold the last good state; lower --lr or use --precision f32"
+            "checkpoints saved before it are good; lower --lr or use --precision f32"
         )
     return float(state.loss_sum) / max(count, 1)
 

@@ -24,6 +24,7 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.errors import CheckpointError, TrainingError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+from geopol_tkg.models.network import parameter_count
 from geopol_tkg.training.loop import EpochResult, Standing, StopReason, fit
 from geopol_tkg.training.memory import MemoryMeter
 from geopol_tkg.training.plan import plan_steps
@@ -63,6 +64,7 @@ class RunFiles:
     def existing(self) -> Path | None:
         """A file of an earlier run that a new one would replace."""
         paths = [path for stem in (self.best, self.last) for path in checkpoint_paths(stem)]
+        paths += sorted(self.run_dir.glob("events.out.tfevents.*"))
         return next((path for path in paths if path.exists()), None)
 
 
@@ -96,6 +98,7 @@ class TrainingRun:
         self.memory = MemoryMeter(self.device)
         self._dataset = dataset
         earlier = load_checkpoint(files.last) if resume else None
+        self._has_last = earlier is not None
         if earlier is not None:
             self._refuse_other(earlier)
         self._validate = validate
@@ -119,7 +122,7 @@ class TrainingRun:
 
     @property
     def num_parameters(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self._state.parameters))
+        return parameter_count(self._state.parameters)
 
     def settings(self) -> dict[str, Any]:
         """All settings, resolved, and the dataset's description."""
@@ -198,16 +201,18 @@ class TrainingRun:
     def _save(self, result: EpochResult) -> None:
         """Best first: should the process die in between, the last one repeats the epoch.
 
-        Until this run has a best checkpoint there is none: one of an earlier run would pass for it.
+        What an overwritten run left is removed until this run has its own: it would pass for this one's.
         """
         if result.standing.best_epoch == 0:
-            for path in checkpoint_paths(self.files.best):
-                path.unlink(missing_ok=True)
+            _remove(self.files.best)
+        if not self._has_last:
+            _remove(self.files.last)
         if result.improved:
             save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
-        due = result.standing.epoch % self.config.checkpoint_interval == 0
+        due = result.standing.epoch % self.config.checkpoint_interval == 0 or not self._has_last
         if due or result.stopped is not None:
             save_checkpoint(self.files.last, self._checkpoint(result, with_resume=True))
+            self._has_last = True
 
     def _checkpoint(self, result: EpochResult, *, with_resume: bool) -> Checkpoint:
         state = result.state
@@ -275,6 +280,12 @@ def resolve(config: TrainConfig, device: jax.Device) -> TrainConfig:
     precision = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "f32")
     remat = on_gpu if config.remat is None else config.remat
     return replace(config, precision=precision, remat=remat, device="gpu" if on_gpu else "cpu")
+
+
+def _remove(stem: Path) -> None:
+    npz, manifest = checkpoint_paths(stem)
+    manifest.unlink(missing_ok=True)
+    npz.unlink(missing_ok=True)
 
 
 def _counters(state: TrainState) -> dict[str, float | int]:

@@ -57,15 +57,16 @@ class TrainingLogger:
         self._next_epoch = epoch + 1
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
-        record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._append(epoch, metrics)
         self._to_wandb(lambda run: run.log(dict(metrics), step=epoch))
 
     def log_once(self, metrics: Mapping[str, float]) -> None:
-        """Record figures that do not change (step 0)."""
+        """Record figures that do not change, as step 0; a run that goes on has recorded them."""
+        if self._next_epoch > 1:
+            return
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, 0)
+        self._append(0, metrics)
         self._to_wandb(lambda run: run.summary.update(dict(metrics)))
 
     def close(self, summary: Mapping[str, Any]) -> None:
@@ -73,6 +74,11 @@ class TrainingLogger:
         self._writer.close()
         self._to_wandb(lambda run: run.summary.update(dict(summary)))
         self._to_wandb(lambda run: run.finish())
+
+    def _append(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def _to_wandb(self, send: Callable[[Any], None]) -> None:
         if self._wandb_run is None:
@@ -97,7 +103,7 @@ def _is_kept(line: str, model: str, first_epoch: int) -> bool:
     """Whether a line is a whole record, not cut short by a crash, that stays."""
     try:
         record = json.loads(line)
-        return record["model"] != model or record["epoch"] < first_epoch
+        return record["model"] != model or (first_epoch > 1 and record["epoch"] < first_epoch)
     except (ValueError, KeyError, TypeError):
         return False
 

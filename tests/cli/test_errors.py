@@ -232,8 +232,17 @@ def test_models_of_different_datasets_are_not_compared_unasked(world):
 def test_a_file_in_the_way(world):
     Path("file").write_text("")
     refused(world, "ingest", "events.parquet", "--out", "file", "--granularity", "1h", code=1, saying="File exists")
-    refused(world, "compare", "frequency", "frequency", "--output", "file/report.json", code=1, saying="file")
-    refused(world, "eval", "frequency", "--ranks", "file/ranks.parquet", code=1, saying="file")
+    for command in (
+        ("compare", "frequency", "frequency", "--output", "file/report.json"),
+        ("eval", "frequency", "--ranks", "file/ranks.parquet"),
+        ("eval", "frequency", "--ranks", "data"),
+    ):
+        before = listing(world)
+        done = call(*command)
+        assert done.code == 1
+        assert "mrr" in done.out, "what was measured is shown, though it could not be written"
+        assert command[-1].split("/")[0] in done.error()
+        assert listing(world) == before
 
 
 def test_verbose_shows_the_traceback(world):

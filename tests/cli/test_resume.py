@@ -47,7 +47,7 @@ def test_interrupted_inside_epochs_and_resumed_is_the_same_run(world, monkeypatc
         path.with_suffix(".json").unlink()
     with monkeypatch.context() as context:
         signal_at(context, signal.SIGTERM, step=2, epoch=1)
-        assert_interrupted(call(*TRAIN, "--epochs", "3", "--json"), 143, epochs=0)
+        assert_interrupted(call(*TRAIN, "--epochs", "3", "--overwrite", "--json"), 143, epochs=0)
     with monkeypatch.context() as context:
         signal_at(context, signal.SIGINT, step=3, epoch=2)
         stopped = call(*TRAIN, "--epochs", "3", "--resume", "--json")
@@ -155,6 +155,30 @@ def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(world, monk
     assert LAST.exists()
     assert not BEST.exists()
     assert not BEST.with_suffix(".json").exists()
+
+
+def test_an_overwritten_run_that_is_killed_leaves_nothing_of_the_old_one_to_resume(world, monkeypatch):
+    call(*TRAIN, "--epochs", "1", "--json").json()
+    old = arrays_of(LAST)
+
+    def die(_display, result):
+        if result.standing.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(TrainDisplay, "epoch", die)
+        assert call(*TRAIN, "--overwrite", "--epochs", "5", "--seed", "1").code == 130
+    assert json.loads(LAST.with_suffix(".json").read_text())["settings"]["seed"] == 1
+    assert not np.array_equal(arrays_of(LAST)["encoder/entity_embedding"], old["encoder/entity_embedding"])
+
+
+def test_logs_of_another_run_are_not_replaced_unasked(world):
+    call(*TRAIN, "--epochs", "1", "--json").json()
+    before = sorted(Path("runs/regcn").iterdir())
+    refused = call(*TRAIN, "--epochs", "1", "--model-dir", "elsewhere")
+    assert refused.code == 1
+    assert "--overwrite" in refused.error()
+    assert sorted(Path("runs/regcn").iterdir()) == before
 
 
 def test_resuming_what_patience_has_ended_trains_no_more(world):

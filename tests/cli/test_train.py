@@ -27,7 +27,7 @@ SCALARS = EVAL | {"train/loss", "train/lr", "system/vram_used_mb", "system/epoch
 
 def records(model="regcn"):
     lines = Path("models/tkg/metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["model"] == model]
+    return [record for record in map(json.loads, lines) if record["model"] == model and record["epoch"] > 0]
 
 
 def scalars(folder="runs/regcn"):
@@ -46,6 +46,10 @@ def test_what_a_run_writes(world):
     assert all(event.value > 0 for event in found["system/rss_mb"] + found["system/rss_epoch_high_mb"])
     assert Path("models/tkg/metrics.jsonl").read_text().startswith(before)
     assert [record["epoch"] for record in records()] == [1, 2, 3]
+    first = [json.loads(line) for line in Path("models/tkg/metrics.jsonl").read_text().splitlines()]
+    assert [r["system/total_params"] for r in first if r["epoch"] == 0 and r["model"] == "regcn"] == [
+        found["system/total_params"][0].value
+    ]
     assert all(record.keys() >= SCALARS for record in records())
     mrrs = [record["eval/mrr"] for record in records()]
     assert content["best_mrr"] == max(mrrs)

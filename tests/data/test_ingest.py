@@ -236,6 +236,13 @@ def write_folder(folder: Path, **files: str) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize("time", ["5000000001", "12345678901234567890123"])
+def test_quadruple_times_that_do_not_fit_are_refused(tmp_path, time):
+    source = write_folder(tmp_path, train="0 0 1 0\n1 0 0 1\n", valid=f"0 0 1 {time}\n", stat="2 1\n")
+    with pytest.raises(DataError, match=r"times span|as integers"):
+        ingest([source], IngestConfig())
+
+
 def test_quadruple_folder_by_hand(tmp_path):
     source = write_folder(
         tmp_path,

@@ -12,7 +12,7 @@ from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import DataError, UsageError
 from geopol_tkg.evaluation.evaluator import evaluate
-from geopol_tkg.models.recurrency import Frequency, Recurrency, baseline, is_baseline
+from geopol_tkg.models.recurrency import Frequency, Recurrency, baseline, before_split, is_baseline
 from geopol_tkg.models.recurrency_fit import ALPHAS, LAMBDAS, fit_recurrency, valid_ranks
 
 N, R = 6, 2
@@ -111,6 +111,25 @@ def test_fitted_baseline_never_reads_the_test_split():
     np.testing.assert_array_equal(fit_recurrency(dataset), fit_recurrency(changed))
     first, second = (all_scores(baseline("recurrency", d), 8) for d in (dataset, changed))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_fit_for_a_split_reads_nothing_of_it(split):
+    dataset = random_dataset()
+    start = dataset.split.bounds(split)[0]
+    later = dataset.facts[:, 3] >= start
+    rewritten = dataset.facts.copy()
+    rewritten[later, :3] = rewritten[later, 2::-1]
+    order = np.lexsort(rewritten.T[[2, 1, 0, 3]])
+    other = dataclasses.replace(dataset, facts=rewritten[order])
+    fits = [fit_recurrency(before_split(d, split)) for d in (dataset, other)]
+    np.testing.assert_array_equal(*fits)
+    assert len(before_split(dataset, split).facts_of("valid"))
+
+
+def test_there_is_nothing_to_fit_on_before_train():
+    with pytest.raises(UsageError, match="before the train split"):
+        before_split(random_dataset(), "train")
 
 
 def test_nothing_from_the_horizon_on_is_visible():

@@ -57,6 +57,14 @@ def test_validation_comes_at_its_interval_and_at_the_end():
     assert [r.metrics is not None for r in results] == [False, False, False, True, True]
 
 
+def test_patience_waits_for_a_validation():
+    config = TrainConfig(epochs=8, eval_interval=4, patience=3)
+    results, _ = run([0.2, 0.1], config=config)
+    assert [r.standing.epoch for r in results if r.metrics] == [4, 8]
+    assert results[-1].stopped == "patience"
+    assert results[3].stopped is None
+
+
 def test_an_interrupted_run_goes_on_to_the_same_parameters():
     whole, _ = run([0.1, 0.2])
     asked = iter(range(1000))

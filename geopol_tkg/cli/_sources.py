@@ -31,7 +31,7 @@ def open_or_ingest(source: str | None, config: IngestConfig, output: Output) -> 
         return dataset
     out = _place_for(path)
     output.note(f"{source}: not a dataset; ingesting it into {out}")
-    return ingest_to([str(source)], config, out, output)
+    return ingest_to([str(source)], config, out, output, keep_other=True)
 
 
 def _sample(config: IngestConfig, output: Output) -> Dataset:

@@ -65,14 +65,27 @@ def command(
     output.result(content, f"Dataset {out}", _table(content))
 
 
-def ingest_to(sources: list[str], config: IngestConfig, out: Path, output: Output) -> "Dataset":
-    """Ingest, write the dataset directory, and load it from there."""
-    from geopol_tkg.data.dataset import Dataset
+def ingest_to(
+    sources: list[str], config: IngestConfig, out: Path, output: Output, *, keep_other: bool = False
+) -> "Dataset":
+    """Ingest, write the dataset directory, and load it from there.
+
+    Raises:
+        DataError: with ``keep_other``, the directory holds a dataset of other events.
+    """
+    from geopol_tkg.data.dataset import Dataset, is_dataset
     from geopol_tkg.data.ingest import ingest
+    from geopol_tkg.errors import DataError
 
     dataset = ingest(sources, config, progress=output.note)
+    if keep_other and is_dataset(out) and not _paths(dataset) & _paths(Dataset.load(out)):
+        raise DataError(f"{out}: a dataset of other events; run geopol-tkg ingest with --out, then train on that")
     dataset.save(out)
     return Dataset.load(out)
+
+
+def _paths(dataset: "Dataset") -> set[str]:
+    return {source["path"] for source in dataset.details.get("sources", ())}
 
 
 def summary(dataset: "Dataset", out: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from geopol_tkg.cli._sources import _place_for, open_or_ingest
 from geopol_tkg.cli._training import _history, _start_wandb
 from geopol_tkg.config import IngestConfig
 from geopol_tkg.data.dataset import Dataset
-from geopol_tkg.errors import UsageError
+from geopol_tkg.errors import DataError, UsageError
 from geopol_tkg.training.trackers import TrainingLogger
 
 TRAIN = ("train", "--model", "regcn", *SMALL)
@@ -204,6 +204,19 @@ def test_a_quadruple_folder_is_trained_on_with_the_defaults(world):
     content = call("train", "folder", "--model", "regcn", *SMALL, "--epochs", "1", "--json").json()
     assert content["status"] == "completed"
     assert call("predict", "1", "2", "--checkpoint", content["checkpoint"], "--json").json()["time"] == "288"
+
+
+def test_events_never_replace_a_dataset_of_other_events(world):
+    write_quadruples()
+    first = open_or_ingest("folder", IngestConfig(), Output(quiet=True))
+    assert first.path == Path("data/folder")
+    assert open_or_ingest("folder", IngestConfig(), Output(quiet=True)).content_hash == first.content_hash
+    other = Path("elsewhere/folder")
+    other.mkdir(parents=True)
+    for file in Path("folder").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match="a dataset of other events"):
+        open_or_ingest(str(other), IngestConfig(), Output(quiet=True))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from small_world import GAP, LAST, N, R, make_config, random_arrays, visible
 
-pytest.importorskip("torch.nn")  # not "torch", which this folder may pass for
+pytest.importorskip("torch")
 import torch
 
 from geopol_tkg.checkpoint import fill, flatten

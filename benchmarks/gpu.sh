@@ -5,13 +5,15 @@
 #
 # DATA holds quadruple folders (ICEWS14s, and YAGO if there is one); OUT gets one JSON file per run and
 # summary.jsonl. Needs geopol_tkg importable by PYTHON (default python3) and ends inside the budget
-# (default 540 s): trainings get what is left of it, half each.
+# (default 540 s): trainings get what is left of it, half each. DEVICE=cpu and EXTRA="--embedding-dim 8" try
+# the script out without a GPU.
 set -euo pipefail
 data=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 budget=${3:-540}
 device=${DEVICE:-gpu}
+read -ra extra <<<"${EXTRA:-}"
 repo=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 work=$(mktemp -d)
@@ -44,7 +46,7 @@ for model in regcn tirgn; do
         name="epoch-$model-$precision-$remat"
         record "$name" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
             --batch-size 0 --precision "$precision" "--$remat" --epochs 2 --eval-interval 2 --device "$device" \
-            --model-dir "$name" --logdir runs --run-name "$name" --no-wandb --json
+            --model-dir "$name" --logdir runs --run-name "$name" --no-wandb --json "${extra[@]}"
         cp "$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
     done
 done
@@ -53,7 +55,7 @@ done
 left=$((budget - SECONDS - 60))
 for model in regcn tirgn; do
     record "train-$model" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
-        --batch-size 0 --device "$device" --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json
+        --batch-size 0 --device "$device" --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json "${extra[@]}"
     record "test-$model" tkg eval "models/${model}_best" --device "$device" --json
 done
 record test-recurrency tkg eval recurrency --data icews14s --json

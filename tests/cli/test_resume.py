@@ -141,7 +141,7 @@ def test_sigterm_of_other_commands_leaves_no_temporary_files(world, program):
     threading.Timer(3, process.terminate).start()
     started = time.monotonic()
     process.communicate(timeout=60)
-    assert process.returncode in (0, 143)
+    assert process.returncode in (0, 143, -15)  # -15 while Python itself starts or ends: 143 to a shell
     assert time.monotonic() - started < 30
     assert [name for name in listing(world) if Path(name).name.startswith(".")] == []
 

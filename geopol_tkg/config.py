@@ -16,6 +16,7 @@ FilterName = Literal["time", "static", "raw"]
 
 DEFAULT_DATASET = "data/gdelt"
 DEFAULT_MODEL_DIR = "models/tkg"
+PARITY_TOLERANCE = 1e-4  # of log-probabilities, PyTorch against JAX
 
 
 @dataclass(frozen=True, kw_only=True)

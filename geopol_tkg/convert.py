@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from geopol_tkg.checkpoint import Checkpoint
-from geopol_tkg.config import ModelConfig
+from geopol_tkg.config import PARITY_TOLERANCE, ModelConfig
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.files import replace_file
 from geopol_tkg.data.history import HistoryVocabulary
@@ -58,7 +58,7 @@ def convert(
     *,
     output: Path,
     time: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = PARITY_TOLERANCE,
     num_queries: int = 256,
     seed: int = 0,
 ) -> dict[str, Any]:

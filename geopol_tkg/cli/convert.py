@@ -7,6 +7,7 @@ import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.config import PARITY_TOLERANCE
 
 
 @app.command("convert")
@@ -23,7 +24,7 @@ def command(
     tolerance: Annotated[
         float,
         typer.Option(min=0, callback=opt.finite, help="Largest difference of log-probabilities, JAX against PyTorch."),
-    ] = 1e-4,
+    ] = PARITY_TOLERANCE,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,

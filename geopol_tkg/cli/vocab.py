@@ -8,15 +8,15 @@ import typer
 from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table
 from geopol_tkg.config import ModelConfig
 
-DEFAULT_WINDOW = ModelConfig.history_window
-
 
 @app.command("vocab")
 def command(
     dataset: Annotated[
         Path | None, typer.Argument(help="Dataset directory. (default: data/gdelt)", show_default=False)
     ] = None,
-    window: Annotated[int, typer.Option(min=0, help="Steps looked back; 0 = all history.")] = DEFAULT_WINDOW,
+    window: Annotated[
+        int, typer.Option(min=0, help="Steps looked back; 0 = all history.")
+    ] = ModelConfig.history_window,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,

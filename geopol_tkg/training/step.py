@@ -102,9 +102,6 @@ class Trainer:
             failed_step=jnp.where(failed, index, state.failed_step),
         )
 
-    def __hash__(self) -> int:
-        return hash((self.graphdef, self.optimiser, self.task_weight, str(self.compute_dtype), self.remat))
-
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     """Clipped Adam with L2 added to the gradient (torch's Adam, not AdamW), as published."""

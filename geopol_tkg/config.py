@@ -55,6 +55,9 @@ class ModelConfig:
     history_rate: float = 0.3  # weight of the history (copy) mode, TiRGN
     history_window: int = 50  # steps the history vocabulary looks back; 0 = all
     history_mask_mode: MaskMode = "multiply"  # what the mask does to unseen entities, TiRGN
+    num_words: int = 0  # of the static entity-word graph; 0 = no such graph
+    num_static_edges: int = 0  # of the static entity-word graph
+    static_angle: float = 10.0  # degrees a step by which entities may turn from their static embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class TrainConfig:
     grad_clip: float = 1.0  # global norm
     weight_decay: float = 1e-5  # L2, added to the gradient
     task_weight: float = 0.7  # entity loss; relation loss has the rest
+    static_weight: float = 0.5  # of the static constraint, where there is a static graph
     precision: Precision = "auto"  # of matrix products; auto = bf16 on GPU, f32 on CPU
     remat: bool | None = None  # recompute the evolution in the backward pass; None = on GPU
     device: DeviceChoice = "auto"

@@ -29,6 +29,9 @@ def _same(array: np.ndarray) -> np.ndarray:
 _LEAVES: dict[str, tuple[str, Rearrange]] = {
     "entity_embedding": ("entity_embedding.weight", _same),
     "relation_embedding": ("relation_embedding.weight", _same),
+    "word_embedding": ("word_embedding.weight", _same),
+    "block_weight": ("block_weight", _same),
+    "edges": ("edges", _same),
     "input_weight": ("weight_ih", np.transpose),  # gates reset, update, new in both
     "hidden_weight": ("weight_hh", np.transpose),
     "input_bias": ("bias_ih", _same),

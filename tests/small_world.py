@@ -7,8 +7,10 @@ from flax import nnx
 from geopol_tkg.checkpoint import Checkpoint, describe_dataset, flatten
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.dataset import Dataset, Split
+from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.models.network import build_network
+from geopol_tkg.models.static_graph import set_static_graph
 
 N, R, LAST = 12, 4, 10
 GAP = 6  # a time index without facts
@@ -38,12 +40,19 @@ def make_config(model_type="tirgn", **changes):
     return ModelConfig(model_type=model_type, num_entities=N, num_relations=R, **defaults | changes)
 
 
+STATIC_GRAPH = StaticGraph.from_labels(["POLICE (A)", "A", "POLICE (B)", "B", *(f"ROLE ({i % 3})" for i in range(8))])
+
+
 def random_arrays(config, *, seed=0):
     """A network's arrays, all away from their initial values, variances positive."""
-    _, state = nnx.split(build_network(config, key=jax.random.key(seed)))
+    network = build_network(config, key=jax.random.key(seed))
+    set_static_graph(network, STATIC_GRAPH)
+    _, state = nnx.split(network)
     rng = np.random.default_rng(seed)
 
     def moved(name, array):
+        if array.dtype != np.float32:
+            return array
         noise = rng.normal(0, 0.2, array.shape)
         return (array * np.exp(noise) if name.endswith("/var") else array + noise).astype(np.float32)
 

@@ -23,8 +23,8 @@ _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
 
 
-def _model(text: str, **more: Any) -> typer.models.OptionInfo:
-    return typer.Option(help=text, rich_help_panel=_MODEL, **more)
+def _model(text: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
+    return typer.Option(*flags, help=text, rich_help_panel=_MODEL, **more)
 
 
 def _run(text: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
@@ -59,6 +59,13 @@ def command(
     embedding_dim: Annotated[int, _model("Hidden size.", min=1)] = ModelConfig.embedding_dim,
     num_layers: Annotated[int, _model("Graph convolutions per snapshot.", min=1)] = ModelConfig.num_layers,
     dropout: Annotated[float, _model("Dropout rate.", min=0, max=0.99)] = ModelConfig.dropout,
+    static_graph: Annotated[
+        bool, _model("Start from the words of labels like Role (Country).", "--static-graph/--no-static-graph")
+    ] = False,
+    static_angle: Annotated[
+        float, _model("Degrees a step that entities may turn from there.", min=0, max=180)
+    ] = ModelConfig.static_angle,
+    static_weight: Annotated[float, _number("Weight of that constraint.")] = _DEFAULTS.static_weight,
     epochs: Annotated[int, _run("Most epochs.", min=1)] = _DEFAULTS.epochs,
     patience: Annotated[int, _run("Epochs without a better valid MRR before stopping.", min=1)] = (_DEFAULTS.patience),
     lr: Annotated[float, _number("Learning rate.")] = _DEFAULTS.lr,
@@ -125,6 +132,7 @@ def command(
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
     from geopol_tkg.cli._training import train
+    from geopol_tkg.data.static_graph import StaticGraph
     from geopol_tkg.training.run import RunFiles
 
     files = RunFiles(model_dir, logdir / (run_name or model), model)
@@ -132,6 +140,10 @@ def command(
         raise TrainingError(f"{old} exists: --resume goes on with it, --overwrite replaces it")
     data = open_or_ingest(dataset, ingest_config, output)
     sizes = {"num_entities": data.num_entities, "num_relations": data.num_relations}
+    if static_graph:
+        if embedding_dim % 2:
+            raise UsageError(f"--static-graph needs an even --embedding-dim, not {embedding_dim}")
+        sizes |= StaticGraph.from_labels(data.entities).sizes()
     network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes))
     settings = TrainConfig(**_given(TrainConfig, chosen))
     train(data, network, settings, files=files, output=output, resume=resume, dry_run=dry_run, wandb=wandb)

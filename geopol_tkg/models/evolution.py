@@ -18,15 +18,8 @@ from geopol_tkg.models.graph import (
     cut_snapshot,
     relation_context,
 )
-from geopol_tkg.models.layers import (
-    DTypeLike,
-    GRUCell,
-    Moments,
-    dot,
-    dropout,
-    l2_normalise,
-    split_key,
-)
+from geopol_tkg.models.layers import DTypeLike, GRUCell, Moments, dot, dropout, l2_normalise, split_key
+from geopol_tkg.models.static_graph import StaticGraphLayer, static_drift
 
 
 class Window(NamedTuple):
@@ -37,10 +30,17 @@ class Window(NamedTuple):
 
 
 class Evolved(NamedTuple):
-    """Embeddings after the last snapshot: entities [n, d], relations with inverses [r2, d]."""
+    """Embeddings after the last snapshot.
+
+    Attributes:
+        entities: [n, d].
+        relations: [r2, d], with inverses.
+        drift: how far entities left their static embeddings, summed over snapshots; 0 without a static graph.
+    """
 
     entities: Array
     relations: Array
+    drift: Array
 
 
 class EvolutionEncoder(nnx.Module):
@@ -50,6 +50,7 @@ class EvolutionEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: Array) -> None:
         entity_key, relation_key, gru_key, *layer_keys = jax.random.split(key, 3 + config.num_layers)
+        static_key = jax.random.fold_in(key, 0)
         dim, rows = config.embedding_dim, 2 * config.num_relations
         xavier_normal = (2 / (rows + dim)) ** 0.5
         self.config = config
@@ -57,6 +58,7 @@ class EvolutionEncoder(nnx.Module):
         self.relation_embedding = nnx.Param(xavier_normal * jax.random.normal(relation_key, (rows, dim)))
         self.relation_gru = GRUCell(2 * dim, dim, key=gru_key)
         self.layers = nnx.List([self.layer_type(dim, key=layer_key) for layer_key in layer_keys])
+        self.static = StaticGraphLayer(config, key=static_key) if config.num_words else None
 
     @abstractmethod
     def update(self, convolved: Array, entities: Array, dtype: DTypeLike) -> Array:
@@ -74,26 +76,30 @@ class EvolutionEncoder(nnx.Module):
         initial = self.relation_embedding[...]
         input_weight = self.relation_gru.input_weight[...]
         fixed_gates = dot(initial, input_weight[:dim], dtype) + self.relation_gru.input_bias[...]
+        embedding = self.entity_embedding[...]
+        origin = l2_normalise(embedding) if self.static is None else self.static(len(embedding))
 
-        def step(state: Evolved, inputs: tuple[Array, Array | None]) -> tuple[Evolved, list[Moments | None]]:
-            ordinal, step_key = inputs
+        def step(state: Evolved, inputs: tuple[Array, Array, Array | None]) -> tuple[Evolved, list[Moments | None]]:
+            ordinal, number, step_key = inputs
             snapshot = self._cut(window.graph, ordinal, shape)
             context = relation_context(snapshot, state.entities, self.config.num_relations, dtype)
             gates = fixed_gates + jnp.tile(dot(context, input_weight[dim:], dtype), (2, 1))
             relations = l2_normalise(self.relation_gru.update(gates, state.relations, dtype))
             convolved, moments = self._convolve(snapshot, state.entities, relations, step_key, dtype)
             entities = self.update(l2_normalise(convolved), state.entities, dtype)
-            evolved = jax.tree.map(
-                lambda new, old: jnp.where(ordinal >= 0, new, old), Evolved(entities, relations), state
-            )
-            return evolved, moments
+            drift = state.drift
+            if self.static is not None and key is not None:
+                drift += static_drift(origin, entities, number, self.config.static_angle)
+            new = Evolved(entities, relations, drift)
+            return jax.tree.map(lambda new, old: jnp.where(ordinal >= 0, new, old), new, state), moments
 
         keys = None if key is None else jax.random.split(key, len(window.ordinals))
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
-        start = Evolved(l2_normalise(self.entity_embedding[...]), initial)
-        evolved, moments = jax.lax.scan(body, start, (window.ordinals, keys))
+        start = Evolved(origin, initial, jnp.float32(0))
+        numbers = jnp.cumsum(window.ordinals >= 0) - 1
+        evolved, moments = jax.lax.scan(body, start, (window.ordinals, numbers, keys))
         self._remember(moments)
-        return Evolved(self.finish(evolved.entities), evolved.relations)
+        return evolved._replace(entities=self.finish(evolved.entities))
 
     def _cut(self, graph: GraphArrays, ordinal: Array, shape: WindowShape) -> Snapshot:
         sizes = {"num_entities": self.config.num_entities, "num_relations": self.config.num_relations}

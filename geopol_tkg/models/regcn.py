@@ -1,6 +1,6 @@
 """RE-GCN: Li et al., Temporal Knowledge Graph Reasoning Based on Evolutional Representation Learning.
 
-SIGIR 2021, arXiv 2104.10353; without the static graph.
+SIGIR 2021, arXiv 2104.10353.
 """
 
 import jax

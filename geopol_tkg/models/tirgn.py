@@ -1,6 +1,6 @@
 """TiRGN: Li, Sun and Zhao, Time-Guided Recurrent Graph Network with Local-Global Historical Patterns.
 
-IJCAI 2022; without the static graph.
+IJCAI 2022.
 """
 
 import jax

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, relu
+from torch.nn.functional import leaky_relu, normalize, relu
 
 from geopol_tkg.config import MaskMode, ModelConfig
 
 LEAKY_SLOPE = 11 / 48  # mean of rrelu(1/8, 1/3)
+_STATIC_KINDS, _STATIC_BLOCK = 3, 2  # kinds of edges, rows and columns of a diagonal block
 _EXCLUDED = -1e30  # a logit whose probability is exactly zero
 
 
@@ -78,6 +79,39 @@ class NormalisedGraphConvolution(GraphConvolution):
     def combine(self, subjects: Tensor, relations: Tensor) -> Tensor:
         channels = torch.stack([subjects, relations], dim=1)  # [e, 2, d]
         return self.mix(self.norm(channels)).squeeze(1)
+
+
+class StaticGraphLayer(nn.Module):
+    """One relational graph convolution with block-diagonal weights: entities as the mean of their words.
+
+    The graph's edges (entity, kind, word), sorted by entity, are a buffer: they come with the weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        self.word_embedding = nn.Embedding(config.num_words, dim)
+        nn.init.xavier_normal_(self.word_embedding.weight)
+        self.block_weight = nn.Parameter(torch.empty(2 * _STATIC_KINDS, dim * _STATIC_BLOCK))
+        nn.init.xavier_uniform_(self.block_weight, gain=math.sqrt(2))
+        self.edges: Tensor
+        self.register_buffer("edges", torch.zeros(config.num_static_edges, 3, dtype=torch.int32))
+
+    def forward(self, num_entities: int) -> Tensor:
+        """Static embeddings of unit length: [n, d]."""
+        entity, kind, word = self.edges.long().unbind(1)
+        blocks = self.block_weight[_STATIC_KINDS + kind].unflatten(1, (-1, _STATIC_BLOCK, _STATIC_BLOCK))
+        words = self.word_embedding(word).unflatten(1, (-1, 1, _STATIC_BLOCK))
+        messages = (words @ blocks).flatten(1)
+        sums = messages.new_zeros(num_entities, messages.shape[1]).index_add(0, entity, messages)
+        degree = torch.bincount(entity, minlength=num_entities).clamp(min=1).unsqueeze(1)
+        return normalize(leaky_relu(sums / degree, LEAKY_SLOPE))
+
+
+def static_drift(static: Tensor, entities: Tensor, step: int, angle: float) -> Tensor:
+    """Sum over entities of how far they turned beyond ``angle * (step + 1)`` degrees, in cosines."""
+    allowed = math.cos(math.radians(angle * (step + 1)))
+    return relu(allowed - (static * normalize(entities)).sum(dim=1)).sum()
 
 
 class ConvTransE(nn.Module):

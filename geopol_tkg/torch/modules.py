@@ -18,19 +18,22 @@ from geopol_tkg.torch.layers import (
     ConvTransE,
     GraphConvolution,
     NormalisedGraphConvolution,
+    StaticGraphLayer,
     TimeEncoding,
     mask_history,
     relation_context,
+    static_drift,
     with_inverses,
     xavier_linear,
 )
 
 
 class Evolved(NamedTuple):
-    """Embeddings after the last snapshot."""
+    """Embeddings after the last snapshot, and how far entities left their static embeddings."""
 
     entities: Tensor  # [n, d]
     relations: Tensor  # [r2, d]
+    drift: Tensor  # summed over snapshots and entities; 0 without a static graph
 
 
 class Queries(NamedTuple):
@@ -56,6 +59,8 @@ class Encoder(nn.Module):
         nn.init.xavier_normal_(self.relation_embedding.weight)
         self.relation_gru = nn.GRUCell(2 * dim, dim)
         self.layers = nn.ModuleList([self.layer_type(dim) for _ in range(config.num_layers)])
+        self.static = StaticGraphLayer(config) if config.num_words else None
+        self.static_angle = config.static_angle
         self.dropout = nn.Dropout(config.dropout)
 
     @abstractmethod
@@ -66,18 +71,26 @@ class Encoder(nn.Module):
     def update(self, convolved: Tensor, entities: Tensor) -> Tensor:
         """Entities [n, d] after a snapshot, from the normalised graph output and the entities before."""
 
+    def start(self) -> Tensor:
+        """Entities [n, d] before the first snapshot."""
+        embedding = self.entity_embedding.weight
+        return normalize(embedding) if self.static is None else self.static(len(embedding))
+
     def forward(self, snapshots: Sequence[Tensor]) -> Evolved:
         """Evolve over the snapshots, oldest first; there may be none."""
         initial = self.relation_embedding.weight
-        entities, relations = normalize(self.entity_embedding.weight), initial
-        for facts in snapshots:
+        origin = self.start()
+        entities, relations, drift = origin, initial, initial.new_zeros(())
+        for step, facts in enumerate(snapshots):
             context = relation_context(self.members(facts), entities, self.num_relations)
             relations = normalize(self.relation_gru(torch.cat([initial, context], dim=1), relations))
             edges, x = with_inverses(facts, self.num_relations), entities
             for layer in self.layers:
                 x = self.dropout(layer(edges, x, relations))
             entities = self.update(normalize(x), entities)
-        return Evolved(normalize(entities), relations)  # TiRGN's rows have unit length already
+            if self.static is not None:
+                drift = drift + static_drift(origin, entities, step, self.static_angle)
+        return Evolved(normalize(entities), relations, drift)  # TiRGN's rows have unit length already
 
 
 class REGCNEncoder(Encoder):
@@ -132,7 +145,7 @@ class Network(nn.Module):
 
 
 class REGCN(Network):
-    """RE-GCN without the static graph."""
+    """RE-GCN with ConvTransE decoders for entities and relations."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -152,7 +165,7 @@ class REGCN(Network):
 
 
 class TiRGN(Network):
-    """TiRGN without the static graph: per task a raw and a history decoder, mixed by the history rate."""
+    """TiRGN: per task a raw and a history decoder, mixed by the history rate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -168,14 +181,14 @@ class TiRGN(Network):
     def entity_log_probabilities(self, evolved: Evolved, queries: Queries) -> Tensor:
         candidates = torch.tanh(evolved.entities)
         inputs = [candidates[queries.first], evolved.relations[queries.second]]
-        inputs += self.time_encoding(queries.time, len(queries.first))
+        inputs += self.time_encoding(queries.time, queries.first.shape[0])
         raw = self.raw_entity_decoder(inputs) @ candidates.T
         return self._mixture(raw, self.history_entity_decoder(inputs) @ candidates.T, queries)
 
     def relation_log_probabilities(self, evolved: Evolved, queries: Queries) -> Tensor:
         entities = torch.tanh(evolved.entities)
         inputs = [entities[queries.first], entities[queries.second]]
-        inputs += self.time_encoding(queries.time, len(queries.first))
+        inputs += self.time_encoding(queries.time, queries.first.shape[0])
         raw = self.raw_relation_decoder(inputs) @ evolved.relations.T
         history = self.history_relation_decoder(inputs) @ evolved.relations.T
         return self._mixture(raw, history, queries)

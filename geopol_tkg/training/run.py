@@ -22,6 +22,7 @@ from geopol_tkg.checkpoint import (
 from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
+from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import CheckpointError, TrainingError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 from geopol_tkg.models.network import parameter_count
@@ -103,8 +104,9 @@ class TrainingRun:
             self._refuse_other(earlier)
         self._validate = validate
         dtype = jnp.bfloat16 if self.config.precision == "bf16" else jnp.float32
+        static_graph = StaticGraph.from_labels(dataset.entities) if model.num_words else None
         self._trainer, self._state = make_trainer(
-            model, self.config, compute_dtype=dtype, remat=bool(self.config.remat)
+            model, self.config, compute_dtype=dtype, remat=bool(self.config.remat), static_graph=static_graph
         )
         self._context = ForecastContext.build(dataset, history, model)
         self.plan = plan_steps(

@@ -13,18 +13,22 @@ from jax import Array
 from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
+from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays
 from geopol_tkg.models.layers import DTypeLike, split_key
 from geopol_tkg.models.network import Network, Queries, build_network, history_mask, mixture_nll
+from geopol_tkg.models.static_graph import set_static_graph
 from geopol_tkg.training.plan import StepPlan, StepShape
+
+FIXED = nnx.Not(nnx.Param)
 
 
 class TrainState(NamedTuple):
     """All that changes from step to step."""
 
     parameters: Any  # nnx.State of nnx.Param
-    statistics: Any  # nnx.State of nnx.BatchStat
+    statistics: Any  # nnx.State of all else: nnx.BatchStat, and the static graph's edges
     optimiser: Any
     step: Array  # int32, optimiser steps so far
     loss_sum: Array  # of the epoch, weighted by queries
@@ -54,6 +58,7 @@ class Trainer:
     Attributes:
         graphdef: the network's structure.
         task_weight: share of the entity loss.
+        static_weight: of the static constraint, where there is a static graph.
         compute_dtype: of matrix products and messages; parameters, statistics and losses are float32.
         remat: recompute each snapshot's evolution in the backward pass.
     """
@@ -61,6 +66,7 @@ class Trainer:
     graphdef: nnx.GraphDef[Network]
     optimiser: optax.GradientTransformation
     task_weight: float
+    static_weight: float
     compute_dtype: DTypeLike
     remat: bool
 
@@ -80,7 +86,7 @@ class Trainer:
         loss += (1 - self.task_weight) * mixture_nll(relation, facts[:, 1])
         count = data.counts[index]
         mean = jnp.sum(jnp.where(entity_queries.mask, loss, 0)) / count
-        return mean, (count, nnx.state(network, nnx.BatchStat))
+        return mean + self.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
     @partial(jax.jit, static_argnames=("self", "shape"), donate_argnames=("state",))
     def step(self, state: TrainState, data: StepData, index: Array, key: Array, *, shape: StepShape) -> TrainState:
@@ -110,13 +116,24 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def make_trainer(
-    model: ModelConfig, config: TrainConfig, *, compute_dtype: DTypeLike, remat: bool
+    model: ModelConfig,
+    config: TrainConfig,
+    *,
+    compute_dtype: DTypeLike,
+    remat: bool,
+    static_graph: StaticGraph | None = None,
 ) -> tuple[Trainer, TrainState]:
-    """A trainer and the state it starts from, seeded by ``config.seed``."""
+    """A trainer and the state it starts from, seeded by ``config.seed``.
+
+    Args:
+        static_graph: of ``model.num_words`` words; needed where there are some.
+    """
     network = build_network(model, key=jax.random.key(config.seed))
-    graphdef, parameters, statistics = nnx.split(network, nnx.Param, nnx.BatchStat)
+    if static_graph is not None:
+        set_static_graph(network, static_graph)
+    graphdef, parameters, statistics = nnx.split(network, nnx.Param, FIXED)
     optimiser = make_optimiser(config)
-    trainer = Trainer(graphdef, optimiser, config.task_weight, compute_dtype, remat)
+    trainer = Trainer(graphdef, optimiser, config.task_weight, config.static_weight, compute_dtype, remat)
     return trainer, initial_state(parameters, statistics, optimiser.init(parameters), step=0)
 
 

@@ -9,6 +9,8 @@ TimeSource = Literal["auto", "added", "event"]
 ModelType = Literal["tirgn", "regcn"]
 MaskMode = Literal["multiply", "exclude"]
 Precision = Literal["auto", "bf16", "f32"]
+Optimiser = Literal["adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 SplitName = Literal["train", "valid", "test"]
 Protocol = Literal["single-step", "multi-step"]
@@ -67,11 +69,17 @@ class TrainConfig:
     epochs: int = 100
     lr: float = 1e-3
     batch_size: int = 1024  # queries per optimiser step; 0 = a whole timestamp
+    block_size: int = 1024  # queries of a step scored at once; larger steps are recomputed block by block
+    num_negatives: int = 0  # entities a step's softmax is estimated from; 0 = all, exactly
+    label_smoothing: float = 0.0  # share of a target's weight that all candidates divide
     patience: int = 15  # epochs without a better valid MRR
     eval_interval: int = 1  # epochs between validations
     checkpoint_interval: int = 10  # epochs between saves of the last state
     grad_clip: float = 1.0  # global norm
-    weight_decay: float = 1e-5  # L2, added to the gradient
+    optimiser: Optimiser = "adam"  # adam adds the weight decay to the gradient, adamw to the update
+    weight_decay: float = 1e-5
+    schedule: Schedule = "constant"  # of the learning rate; cosine ends at 0 after the last epoch
+    warmup_epochs: float = 0.0  # over which the learning rate rises from 0
     task_weight: float = 0.7  # entity loss; relation loss has the rest
     static_weight: float = 0.5  # of the static constraint, where there is a static graph
     precision: Precision = "auto"  # of matrix products; auto = bf16 on GPU, f32 on CPU

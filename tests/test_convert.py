@@ -37,9 +37,10 @@ def train(config, dataset, *, steps=3):
     trainer, state = make_trainer(config, TrainConfig(lr=0.01), compute_dtype=jnp.float32, remat=False)
     data, key = put_step_data(plan, snapshots, history), jax.random.key(0)
     index = int(np.argmax(plan.times))
+    order = jnp.full(steps, index, jnp.int32)
     for _ in range(steps):
         shape = plan.shapes[plan.shape_of[index]]
-        state = trainer.step(state, data, jnp.int32(index), key, shape=shape)
+        state = trainer.step(state, data, order, key, shape=shape)
     return flatten(state.parameters) | flatten(state.statistics)
 
 

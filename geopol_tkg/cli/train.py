@@ -14,7 +14,9 @@ from geopol_tkg.config import (
     MaskMode,
     ModelConfig,
     ModelType,
+    Optimiser,
     Precision,
+    Schedule,
     TrainConfig,
 )
 from geopol_tkg.errors import TrainingError, UsageError
@@ -72,8 +74,24 @@ def command(
     batch_size: Annotated[
         int, _run("Queries per optimiser step, of one timestamp; 0 = all of a timestamp.", min=0)
     ] = _DEFAULTS.batch_size,
+    block_size: Annotated[
+        int, _run("Queries of a step scored at once; more are recomputed block by block.", min=1)
+    ] = _DEFAULTS.block_size,
+    num_negatives: Annotated[
+        int, _run("Entities that a step's softmax is estimated from; 0 = all, exactly.", min=0)
+    ] = _DEFAULTS.num_negatives,
+    label_smoothing: Annotated[
+        float, _run("Share of a target's weight that all candidates divide.", min=0, max=0.99)
+    ] = _DEFAULTS.label_smoothing,
     grad_clip: Annotated[float, _number("Largest gradient norm; 0 = no limit.")] = _DEFAULTS.grad_clip,
-    weight_decay: Annotated[float, _number("L2 added to the gradient.")] = _DEFAULTS.weight_decay,
+    optimiser: Annotated[
+        Optimiser, _run("adam adds the weight decay to the gradient (L2), adamw to the update.")
+    ] = _DEFAULTS.optimiser,
+    weight_decay: Annotated[float, _number("Weight decay.")] = _DEFAULTS.weight_decay,
+    schedule: Annotated[Schedule, _run("Of the learning rate; cosine ends at 0.")] = _DEFAULTS.schedule,
+    warmup_epochs: Annotated[
+        float, _number("Epochs over which the learning rate rises from 0.")
+    ] = _DEFAULTS.warmup_epochs,
     task_weight: Annotated[
         float, _run("Weight of the entity loss; relations have the rest.", min=0, max=1)
     ] = _DEFAULTS.task_weight,

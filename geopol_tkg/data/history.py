@@ -62,6 +62,15 @@ class HistoryIndex:
         )
         return np.stack([low, high], axis=-1).astype(np.int32)
 
+    def previous(self) -> np.ndarray:
+        """Position of each occurrence's predecessor, the same target of the same key; -1 without one: int32 [h]."""
+        keys = self.order_keys // self.time_span
+        order = np.lexsort((np.arange(len(keys)), self.targets, keys))
+        same = (keys[order][1:] == keys[order][:-1]) & (self.targets[order][1:] == self.targets[order][:-1])
+        found = np.full(len(keys), -1, np.int32)
+        found[order[1:][same]] = order[:-1][same]
+        return found
+
     def sparse(self, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Query number and target of every occurrence in the slices: int32 [p], [p]."""
         lengths = slices[:, 1] - slices[:, 0]

@@ -1,19 +1,51 @@
 """ConvTransE (Shang et al., AAAI 2019) and Time-ConvTransE (Li, Sun and Zhao, IJCAI 2022)."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, dropout, split_key, uniform
+from geopol_tkg.models.blocks import map_rows, over_blocks
+from geopol_tkg.models.layers import (
+    BatchNorm,
+    DTypeLike,
+    Moments,
+    dot,
+    dropout,
+    masked_moments,
+    merged,
+    split_key,
+    uniform,
+)
+
+
+class Queries(NamedTuple):
+    """Padded queries of one time.
+
+    For the entity task ``first`` is the subject and ``second`` the relation, with ``(s, r, ?)`` asked;
+    for the relation task ``first`` is the subject and ``second`` the object, with ``(s, ?, o)`` asked.
+    """
+
+    first: Array  # int32 [b]
+    second: Array  # int32 [b]
+    seen: Array  # int32 [b, 2], slices of the history vocabulary's targets
+    mask: Array  # bool [b], False for padding
+    row: Array  # int32 [b], number of the query in its step
+
+
+Inputs = Callable[[Queries], list[Array]]
 
 
 class ConvTransE(nnx.Module):
     """Turn stacked embeddings into the vector that candidates are multiplied with.
 
     BN -> dropout -> conv -> BN -> ReLU -> dropout -> linear -> dropout -> BN -> ReLU. Arrays keep
-    channels last, so the convolution is one matrix product of [b * d, channels * width] rows.
+    channels last, so the convolution is one matrix product of [b * d, channels * width] rows, into which
+    the norm after it is folded: the [b, d, channels] array is written once.
     """
 
     def __init__(self, config: ModelConfig, *, num_inputs: int, key: Array) -> None:
@@ -29,31 +61,45 @@ class ConvTransE(nnx.Module):
         self.linear_bias = nnx.Param(uniform(keys[3], (dim,), linear_bound))
         self.output_norm = BatchNorm(dim)
 
-    def __call__(self, inputs: list[Array], *, mask: Array, key: Array | None, dtype: DTypeLike) -> Array:
-        """Vectors [b, d] from inputs of shape [b, d] each; a key means training on the rows of ``mask``."""
-        statistics = None if key is None else mask
-        input_key, feature_key, hidden_key = split_key(key, 3)
-        x = self.input_norm(jnp.stack(inputs, axis=-1), mask=statistics)
-        x = self._features(dropout(x, self.rate, input_key), statistics, dtype)
-        x = dropout(x, self.rate, feature_key)
-        weight = self.linear_weight[...].reshape(-1, self.linear_weight.shape[-1])
-        x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]
-        return jax.nn.relu(self.output_norm(dropout(x, self.rate, hidden_key), mask=statistics))
+    def __call__(
+        self, queries: Queries, inputs: Inputs, *, key: Array | None, dtype: DTypeLike, num_blocks: int = 1
+    ) -> Array:
+        """Vectors [b, d] of queries; a key means training, on the statistics of all real queries.
 
-    def _features(self, x: Array, mask: Array | None, dtype: DTypeLike) -> Array:
-        """Same-padded 1-d convolution, batch norm and ReLU: [b, d, inputs] to [b, d, channels] in ``dtype``.
-
-        The norm is folded into the kernel, so the [b, d, channels] array is written once.
+        Args:
+            inputs: the embeddings [x, d] of x queries that are stacked as channels.
+            num_blocks: the [b, d, channels] array never exists for more than a block of queries.
         """
+        input_key, feature_key, hidden_key = split_key(key, 3)
         width, num_inputs, channels = self.conv_weight.shape
-        patches = _patches(x, width)
         kernel, bias = self.conv_weight[...].reshape(width * num_inputs, channels), self.conv_bias[...]
-        moments = None
-        if mask is not None:
-            moments = _convolved_moments(patches, kernel, bias, mask)
-            self.conv_norm.remember(moments)
-        factor, offset = self.conv_norm.affine(moments)
-        return jax.nn.relu(dot(patches, kernel * factor, dtype, dtype) + (bias * factor + offset).astype(dtype))
+
+        def moments(function: Callable[[Queries], Moments]) -> Moments | None:
+            return None if key is None else merged(over_blocks(function, queries, num_blocks))
+
+        def stacked(part: Queries) -> Array:
+            return jnp.stack(inputs(part), axis=-1)
+
+        input_factor, input_offset = self.input_norm.fit(moments(lambda part: masked_moments(stacked(part), part.mask)))
+
+        def patches(part: Queries) -> Array:
+            x = stacked(part) * input_factor + input_offset
+            return _patches(dropout(x, self.rate, input_key, part.row), width)
+
+        factor, offset = self.conv_norm.fit(
+            moments(lambda part: _convolved_moments(patches(part), kernel, bias, part.mask))
+        )
+
+        def hidden(part: Queries) -> Array:
+            x = dot(patches(part), kernel * factor, dtype, dtype) + (bias * factor + offset).astype(dtype)
+            x = dropout(jax.nn.relu(x), self.rate, feature_key, part.row)
+            weight = self.linear_weight[...].reshape(-1, self.linear_weight.shape[-1])
+            x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]
+            return dropout(x, self.rate, hidden_key, part.row)
+
+        x = map_rows(hidden, queries, num_blocks)
+        factor, offset = self.output_norm.fit(None if key is None else masked_moments(x, queries.mask))
+        return jax.nn.relu(x * factor + offset)
 
 
 def _patches(x: Array, width: int) -> Array:

@@ -17,23 +17,31 @@ from geopol_tkg.models.graph import (
     WindowShape,
     cut_snapshot,
     relation_context,
+    renumbered,
 )
 from geopol_tkg.models.layers import DTypeLike, GRUCell, Moments, dot, dropout, l2_normalise, split_key
 from geopol_tkg.models.static_graph import StaticGraphLayer, static_drift
 
 
 class Window(NamedTuple):
-    """The snapshots that a query may look at: ordinals int32 [k], oldest first, -1 in front is padding."""
+    """The snapshots that a query may look at.
+
+    Attributes:
+        ordinals: int32 [k], oldest first, -1 in front is padding.
+        rows: int32 [a], ascending: the only entities evolved, all connected ones among them; n = padding.
+            None evolves all, as a static graph needs.
+    """
 
     graph: GraphArrays
     ordinals: Array
+    rows: Array | None = None
 
 
 class Evolved(NamedTuple):
     """Embeddings after the last snapshot.
 
     Attributes:
-        entities: [n, d].
+        entities: [n, d], or [a, d] of a window's rows.
         relations: [r2, d], with inverses.
         drift: how far entities left their static embeddings, summed over snapshots; 0 without a static graph.
     """
@@ -77,11 +85,13 @@ class EvolutionEncoder(nnx.Module):
         input_weight = self.relation_gru.input_weight[...]
         fixed_gates = dot(initial, input_weight[:dim], dtype) + self.relation_gru.input_bias[...]
         embedding = self.entity_embedding[...]
+        if window.rows is not None:
+            embedding = embedding.at[window.rows].get(mode="fill", fill_value=0, indices_are_sorted=True)
         origin = l2_normalise(embedding) if self.static is None else self.static(len(embedding))
 
         def step(state: Evolved, inputs: tuple[Array, Array, Array | None]) -> tuple[Evolved, list[Moments | None]]:
             ordinal, number, step_key = inputs
-            snapshot = self._cut(window.graph, ordinal, shape)
+            snapshot = self._cut(window, ordinal, shape)
             context = relation_context(snapshot, state.entities, self.config.num_relations, dtype)
             gates = fixed_gates + jnp.tile(dot(context, input_weight[dim:], dtype), (2, 1))
             relations = l2_normalise(self.relation_gru.update(gates, state.relations, dtype))
@@ -95,15 +105,17 @@ class EvolutionEncoder(nnx.Module):
 
         keys = None if key is None else jax.random.split(key, len(window.ordinals))
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
-        start = Evolved(origin, initial, jnp.float32(0))
+        start = Evolved(origin, initial, jnp.zeros((), origin.dtype))
         numbers = jnp.cumsum(window.ordinals >= 0) - 1
         evolved, moments = jax.lax.scan(body, start, (window.ordinals, numbers, keys))
         self._remember(moments)
         return evolved._replace(entities=self.finish(evolved.entities))
 
-    def _cut(self, graph: GraphArrays, ordinal: Array, shape: WindowShape) -> Snapshot:
-        sizes = {"num_entities": self.config.num_entities, "num_relations": self.config.num_relations}
-        return cut_snapshot(graph, ordinal, shape, **sizes)
+    def _cut(self, window: Window, ordinal: Array, shape: WindowShape) -> Snapshot:
+        num_entities = self.config.num_entities
+        sizes = {"num_entities": num_entities, "num_relations": self.config.num_relations}
+        snapshot = cut_snapshot(window.graph, ordinal, shape, **sizes)
+        return snapshot if window.rows is None else renumbered(snapshot, window.rows, num_entities=num_entities)
 
     def _convolve(
         self, snapshot: Snapshot, x: Array, relations: Array, key: Array | None, dtype: DTypeLike

@@ -15,9 +15,10 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.models.base import ScoreFunction
+from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
 from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
-from geopol_tkg.models.network import Network, Queries, history_mask, mixture_log_probabilities
+from geopol_tkg.models.network import History, Network
 
 _SMALLEST_CAPACITY = 4096
 
@@ -129,12 +130,7 @@ def _log_probabilities(
     """Log-probabilities [b, n] of queries int32 [2, b] of subjects and relations."""
     with jax.default_matmul_precision("highest"):
         network = nnx.merge(graphdef, state)
-        size = network.encoder.config.num_entities
-        seen = (
-            history_mask(object_history, slices, num_candidates=size, capacity=capacity)
-            if network.uses_history
-            else None
-        )
-        block = Queries(queries[0], queries[1], time, seen, jnp.ones(queries.shape[1], bool))
-        mixture = network.entity_mixture(evolved, block, key=None, dtype=jnp.float32)
-        return mixture_log_probabilities(mixture)
+        rows = jnp.arange(queries.shape[1])
+        block = Queries(queries[0], queries[1], slices, jnp.ones(len(rows), bool), rows)
+        task = network.entity_task(evolved, time)
+        return network.log_probabilities(task, block, History(object_history, capacity), dtype=jnp.float32)

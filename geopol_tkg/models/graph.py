@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.data.snapshots import Ragged, Snapshots
-from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, leaky_relu, xavier_relu
+from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, leaky_relu, widened, xavier_relu
 
 
 class WindowShape(NamedTuple):
@@ -97,13 +97,32 @@ def cut_snapshot(
     )
 
 
+def connected_entities(graph: GraphArrays, ordinals: Array, shape: WindowShape, *, num_entities: int) -> Array:
+    """Entities with an edge in any of the snapshots, with repeats: int32 [k, a]; n = padding."""
+    sizes = {"num_entities": num_entities, "num_relations": 0}
+    return jax.vmap(lambda ordinal: cut_snapshot(graph, ordinal, shape, **sizes).entity)(ordinals)
+
+
+def renumbered(snapshot: Snapshot, rows: Array, *, num_entities: int) -> Snapshot:
+    """A snapshot whose entities are numbered by where they stand in ``rows``, ascending int32 [x]."""
+
+    def number(entities: Array) -> Array:
+        return jnp.searchsorted(rows, entities).astype(jnp.int32)
+
+    return snapshot._replace(
+        subject=number(snapshot.subject),
+        entity=jnp.where(snapshot.entity < num_entities, number(snapshot.entity), len(rows)),
+        member_entity=number(snapshot.member_entity),
+    )
+
+
 def relation_context(snapshot: Snapshot, entities: Array, num_relations: int, dtype: DTypeLike) -> Array:
     """Mean of the entities [n, d] that are members of each relation: [r, d], zero where there are none.
 
     An inverse relation has the same members, so the same context.
     """
-    rows = entities.astype(dtype)[snapshot.member_entity].astype(jnp.float32)
-    rows = jnp.concatenate([rows, jnp.ones((len(rows), 1))], axis=1)
+    rows = entities.astype(dtype)[snapshot.member_entity].astype(widened(dtype))
+    rows = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1)
     sums = jax.ops.segment_sum(rows, snapshot.member_relation, num_relations, indices_are_sorted=True)
     return sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
 
@@ -166,8 +185,9 @@ class NormalisedGraphConvolution(GraphConvolution):
 
 
 def _mean_over_edges(snapshot: Snapshot, x: Array, relations: Array) -> Array:
-    """Mean of ``x_s + r`` over the edges into each connected entity: float32 [a, d]."""
-    messages = x[snapshot.subject].astype(jnp.float32) + relations[snapshot.relation].astype(jnp.float32)
+    """Mean of ``x_s + r`` over the edges into each connected entity, widened: [a, d]."""
+    wide = widened(x.dtype)
+    messages = x[snapshot.subject].astype(wide) + relations[snapshot.relation].astype(wide)
     sums = jax.ops.segment_sum(messages, snapshot.slot, len(snapshot.entity), indices_are_sorted=True)
     return sums / snapshot.degree[:, None]
 

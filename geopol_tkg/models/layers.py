@@ -28,12 +28,19 @@ def leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, LEAKY_SLOPE * x)
 
 
+def widened(dtype: DTypeLike) -> DTypeLike:
+    """The type that sums are kept in: float32, or float64 where the operands are."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def dot(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike = jnp.float32) -> Array:
+def dot(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike = None) -> Array:
     """Product of [..., i] and [i, o] computed in ``dtype``, accumulated in float32 where the device can.
 
-    The backward pass computes its two products in ``dtype`` as well, and keeps operands in ``dtype``.
+    The result is widened unless ``result_dtype`` says otherwise. The backward pass computes its two
+    products in ``dtype`` as well, and keeps operands in ``dtype``.
     """
+    result_dtype = widened(dtype) if result_dtype is None else result_dtype
     return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=result_dtype)
 
 
@@ -56,16 +63,21 @@ def _dot_backward(
 dot.defvjp(_dot_forward, _dot_backward)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Array, rate: float, key: Array | None, rows: Array | None = None) -> Array:
     """Zero a share of ``x`` and scale the rest; without a key nothing happens.
 
     The mask is a hash of each element's position under the key: a tenth of threefry's work, and cheap
     enough to be computed again in the backward pass instead of being stored.
+
+    Args:
+        rows: int32 [b], which rows of a larger array ``x`` [b, ...] has; by default the first b.
     """
     if key is None or rate == 0:
         return x
     seeds = jax.random.bits(key, (2,), jnp.uint32)
-    position = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    rows = jnp.arange(len(x)) if rows is None else rows
+    width = x.size // len(x)
+    position = (rows.astype(jnp.uint32)[:, None] * width + jnp.arange(width, dtype=jnp.uint32)).reshape(x.shape)
     keep = _hash(_hash(position ^ seeds[0]) + seeds[1]) >= jnp.uint32(rate * 2**32)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
@@ -146,6 +158,12 @@ class BatchNorm(nnx.Module):
         factor = self.scale[...] * jax.lax.rsqrt(var + NORM_EPSILON)
         return factor, self.bias[...] - mean * factor
 
+    def fit(self, moments: Moments | None) -> tuple[Array, Array]:
+        """:meth:`affine`, after moving the running statistics by the moments that it uses."""
+        if moments is not None:
+            self.remember(moments)
+        return self.affine(moments)
+
     def remember(self, moments: Moments) -> None:
         """Move the running statistics; moments of no samples change nothing."""
         rate = jnp.where(moments.count > 0, NORM_MOMENTUM, 0.0)
@@ -153,27 +171,25 @@ class BatchNorm(nnx.Module):
         self.mean[...] = (1 - rate) * self.mean[...] + rate * jax.lax.stop_gradient(moments.mean)
         self.var[...] = (1 - rate) * self.var[...] + rate * jax.lax.stop_gradient(unbiased)
 
-    def __call__(self, x: Array, *, mask: Array | None) -> Array:
-        """Normalise [b, ..., c]; a mask [b] of real rows means training, None evaluation."""
-        if mask is None:
-            factor, offset = self.affine(None)
-        else:
-            moments = masked_moments(x, mask)
-            self.remember(moments)
-            factor, offset = self.affine(moments)
-        return (x * factor + offset).astype(x.dtype)
-
 
 def masked_moments(x: Array, mask: Array) -> Moments:
     """Moments of [b, ..., c] per channel over the rows that the mask [b] keeps."""
     axes = tuple(range(x.ndim - 1))
-    weight = mask.reshape(-1, *[1] * (x.ndim - 1)).astype(jnp.float32)
+    values = x.astype(widened(x.dtype))
+    weight = mask.reshape(-1, *[1] * (x.ndim - 1)).astype(values.dtype)
     width = 1
     for size in x.shape[1:-1]:
         width *= size
     count = jnp.sum(mask) * width
     divisor = jnp.maximum(count, 1).astype(jnp.float32)
-    values = x.astype(jnp.float32)
     mean = jnp.sum(values * weight, axis=axes) / divisor
     var = jnp.sum(jnp.square(values - mean) * weight, axis=axes) / divisor
     return Moments(mean, var, count)
+
+
+def merged(parts: Moments) -> Moments:
+    """Moments of all samples from those of their parts [p, c] and counts [p] (Chan, Golub and LeVeque, 1983)."""
+    count = jnp.sum(parts.count)
+    share = (parts.count / jnp.maximum(count, 1))[:, None]
+    mean = jnp.sum(share * parts.mean, axis=0)
+    return Moments(mean, jnp.sum(share * (parts.var + jnp.square(parts.mean - mean)), axis=0), count)

@@ -9,22 +9,11 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
+from geopol_tkg.models.blocks import map_rows
+from geopol_tkg.models.decoders import ConvTransE, Inputs, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
-from geopol_tkg.models.layers import DTypeLike
-
-
-class Queries(NamedTuple):
-    """Padded queries of one time.
-
-    For the entity task ``first`` is the subject and ``second`` the relation, with ``(s, r, ?)`` asked;
-    for the relation task ``first`` is the subject and ``second`` the object, with ``(s, ?, o)`` asked.
-    """
-
-    first: Array  # int32 [b]
-    second: Array  # int32 [b]
-    time: Array  # int32, the same for all
-    seen: Array | None  # bool [b, candidates], history mask; None for models without one
-    mask: Array  # bool [b], False for padding
+from geopol_tkg.models.layers import DTypeLike, dot, split_key
+from geopol_tkg.models.sampling import Entries, Sample, entries_of
 
 
 class Component(NamedTuple):
@@ -34,6 +23,34 @@ class Component(NamedTuple):
     logits: Array
 
 
+class Task(NamedTuple):
+    """What a network does for one of its tasks, after evolving.
+
+    Attributes:
+        decoders: one for each distribution of the mixture.
+        inputs: what the decoders stack.
+        candidates: [c, d].
+    """
+
+    decoders: tuple[ConvTransE, ...]
+    inputs: Inputs
+    candidates: Array
+
+
+class History(NamedTuple):
+    """The vocabulary that queries' slices point into.
+
+    Attributes:
+        targets: int32 [h].
+        capacity: no less than the lengths of a block's slices together.
+        previous: int32 [h], where each target was last seen with the same key; for a sampled softmax.
+    """
+
+    targets: Array
+    capacity: int
+    previous: Array | None = None
+
+
 class Network(nnx.Module):
     """Base of RE-GCN and TiRGN."""
 
@@ -41,16 +58,108 @@ class Network(nnx.Module):
     uses_history: bool
 
     @abstractmethod
-    def entity_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
-    ) -> list[Component]:
-        """Distributions over all n entities for ``(s, r, ?)``."""
+    def entity_task(self, evolved: Evolved, time: Array) -> Task:
+        """Scoring all n entities for ``(s, r, ?)`` at a time index."""
 
     @abstractmethod
-    def relation_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
+    def relation_task(self, evolved: Evolved, time: Array) -> Task:
+        """Scoring all r2 relations for ``(s, ?, o)`` at a time index."""
+
+    @abstractmethod
+    def mixture(self, logits: list[Array], seen: Array | None) -> list[Component]:
+        """Distributions from each decoder's logits [b, c] and the history mask bool [b, c]."""
+
+    @abstractmethod
+    def sampled_parts(
+        self, logits: list[Array], vectors: list[Array], task: Task, targets: Array, entries: Entries | None
+    ) -> list[tuple[float, Array]]:
+        """Weight and log-probability [b] of the targets under each distribution.
+
+        Args:
+            logits: of the targets, then of a sample, corrected by its log-probability: [b, 1 + m] each.
+        """
+
+    def log_probabilities(self, task: Task, queries: Queries, history: History, *, dtype: DTypeLike) -> Array:
+        """Log-probabilities [b, c] by the running statistics."""
+        vectors = self._vectors(task, queries, key=None, dtype=dtype, num_blocks=1)
+        return mixture_log_probabilities(self._mixture(task, vectors, queries, history, dtype))
+
+    def nll(
+        self,
+        task: Task,
+        queries: Queries,
+        targets: Array,
+        history: History,
+        *,
+        key: Array | None,
+        dtype: DTypeLike,
+        num_blocks: int = 1,
+        label_smoothing: float = 0.0,
+        sample: Sample | None = None,
+    ) -> Array:
+        """Negative log-likelihood of targets int32 [b] by the batch's statistics: [b].
+
+        Args:
+            num_blocks: [b, c] arrays never exist for more than a block of queries.
+            label_smoothing: share of the target's weight that all candidates divide.
+            sample: candidates that stand for all others; None scores them all.
+        """
+        vectors = self._vectors(task, queries, key=key, dtype=dtype, num_blocks=num_blocks)
+
+        def block(rows: tuple[list[Array], Queries, Array]) -> Array:
+            own, part, target = rows
+            if sample is not None:
+                return self._sampled_nll(task, own, part, target, history, sample, dtype)
+            mixture = self._mixture(task, own, part, history, dtype)
+            return mixture_nll(mixture, target, label_smoothing=label_smoothing)
+
+        return map_rows(block, (vectors, queries, targets), num_blocks)
+
+    def _vectors(
+        self, task: Task, queries: Queries, *, key: Array | None, dtype: DTypeLike, num_blocks: int
+    ) -> list[Array]:
+        keys = split_key(key, len(task.decoders)) if len(task.decoders) > 1 else [key]
+        return [
+            decoder(queries, task.inputs, key=own, dtype=dtype, num_blocks=num_blocks)
+            for decoder, own in zip(task.decoders, keys, strict=True)
+        ]
+
+    def _mixture(
+        self, task: Task, vectors: list[Array], queries: Queries, history: History, dtype: DTypeLike
     ) -> list[Component]:
-        """Distributions over all r2 relations for ``(s, ?, o)``."""
+        logits = [dot(vector, task.candidates.T, dtype) for vector in vectors]
+        size = len(task.candidates)
+        seen = None
+        if self.uses_history:
+            seen = history_mask(history.targets, queries.seen, num_candidates=size, capacity=history.capacity)
+        return self.mixture(logits, seen)
+
+    def _sampled_nll(
+        self,
+        task: Task,
+        vectors: list[Array],
+        queries: Queries,
+        targets: Array,
+        history: History,
+        sample: Sample,
+        dtype: DTypeLike,
+    ) -> Array:
+        logits = [
+            jnp.concatenate(
+                [
+                    jnp.sum(vector * task.candidates[targets], axis=1, keepdims=True),
+                    sample.corrected(dot(vector, task.candidates[sample.rows].T, dtype), targets),
+                ],
+                axis=1,
+            )
+            for vector in vectors
+        ]
+        entries = None
+        if self.uses_history:
+            entries = entries_of(history.targets, queries.seen, capacity=history.capacity, previous=history.previous)
+            entries = entries._replace(target=sample.number(entries.target))
+        parts = self.sampled_parts(logits, vectors, task, targets, entries)
+        return -jax.nn.logsumexp(jnp.stack([jnp.log(weight) + part for weight, part in parts]), axis=0)
 
 
 def mixture_log_probabilities(mixture: list[Component]) -> Array:
@@ -59,13 +168,19 @@ def mixture_log_probabilities(mixture: list[Component]) -> Array:
     return parts[0] if len(parts) == 1 else jax.nn.logsumexp(jnp.stack(parts), axis=0)
 
 
-def mixture_nll(mixture: list[Component], targets: Array) -> Array:
-    """Negative log-likelihood of the targets [b], without a log-softmax over all candidates: [b]."""
+def mixture_nll(mixture: list[Component], targets: Array, *, label_smoothing: float = 0.0) -> Array:
+    """Negative log-likelihood of the targets [b], without a log-softmax over all candidates: [b].
+
+    With label smoothing (Szegedy et al., CVPR 2016) all candidates share that part of the target's weight.
+    """
     parts = []
     for weight, logits in mixture:
         target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         parts.append(jnp.log(weight) + target - jax.nn.logsumexp(logits, axis=1))
-    return -jax.nn.logsumexp(jnp.stack(parts), axis=0)
+    nll = -jax.nn.logsumexp(jnp.stack(parts), axis=0)
+    if not label_smoothing:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(mixture_log_probabilities(mixture), axis=1)
 
 
 def history_mask(targets: Array, slices: Array, *, num_candidates: int, capacity: int) -> Array:
@@ -75,14 +190,9 @@ def history_mask(targets: Array, slices: Array, *, num_candidates: int, capacity
         targets: int32 [h], the vocabulary's targets.
         slices: int32 [b, 2], from and to; their lengths sum to ``capacity`` at most.
     """
-    lengths = slices[:, 1] - slices[:, 0]
-    ends = jnp.cumsum(lengths)
-    position = jnp.arange(capacity)
-    row = jnp.searchsorted(ends, position, side="right")
-    within = position - (ends - lengths).at[row].get(mode="clip")
-    target = targets.at[slices[:, 0].at[row].get(mode="clip") + within].get(mode="clip")
+    entries = entries_of(targets, slices, capacity=capacity)
     empty = jnp.zeros((len(slices), num_candidates), bool)
-    return empty.at[row, target].set(True, mode="drop")
+    return empty.at[entries.query, entries.target].set(True, mode="drop")
 
 
 def parameter_count(parameters: Any) -> int:

@@ -9,11 +9,12 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.models.decoders import ConvTransE
+from geopol_tkg.models.decoders import ConvTransE, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
 from geopol_tkg.models.graph import GraphConvolution
 from geopol_tkg.models.layers import DTypeLike, dot, l2_normalise, xavier_relu
-from geopol_tkg.models.network import Component, Network, Queries
+from geopol_tkg.models.network import Component, Network, Task
+from geopol_tkg.models.sampling import Entries, sampled_log_probability
 
 
 class REGCNEncoder(EvolutionEncoder):
@@ -46,18 +47,26 @@ class REGCN(Network):
         self.entity_decoder = ConvTransE(config, num_inputs=2, key=entity_key)
         self.relation_decoder = ConvTransE(config, num_inputs=2, key=relation_key)
 
-    def entity_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
-    ) -> list[Component]:
-        candidates = jnp.tanh(evolved.entities)
-        inputs = [candidates[queries.first], evolved.relations[queries.second]]
-        vectors = self.entity_decoder(inputs, mask=queries.mask, key=key, dtype=dtype)
-        return [Component(1.0, dot(vectors, candidates.T, dtype))]
+    def entity_task(self, evolved: Evolved, time: Array) -> Task:
+        candidates, relations = jnp.tanh(evolved.entities), evolved.relations
 
-    def relation_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
-    ) -> list[Component]:
+        def inputs(queries: Queries) -> list[Array]:
+            return [candidates[queries.first], relations[queries.second]]
+
+        return Task((self.entity_decoder,), inputs, candidates)
+
+    def relation_task(self, evolved: Evolved, time: Array) -> Task:
         entities = jnp.tanh(evolved.entities)
-        inputs = [entities[queries.first], entities[queries.second]]
-        vectors = self.relation_decoder(inputs, mask=queries.mask, key=key, dtype=dtype)
-        return [Component(1.0, dot(vectors, evolved.relations.T, dtype))]
+
+        def inputs(queries: Queries) -> list[Array]:
+            return [entities[queries.first], entities[queries.second]]
+
+        return Task((self.relation_decoder,), inputs, evolved.relations)
+
+    def mixture(self, logits: list[Array], seen: Array | None) -> list[Component]:
+        return [Component(1.0, logits[0])]
+
+    def sampled_parts(
+        self, logits: list[Array], vectors: list[Array], task: Task, targets: Array, entries: Entries | None
+    ) -> list[tuple[float, Array]]:
+        return [(1.0, sampled_log_probability(logits[0]))]

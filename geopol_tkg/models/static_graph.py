@@ -1,5 +1,7 @@
 """The static embedding of entities from the words of their labels, and what holds the evolution near it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -52,7 +54,7 @@ class StaticGraphLayer(nnx.Module):
 
 def static_drift(static: Array, entities: Array, step: Array, angle: float) -> Array:
     """Sum over entities of how far they turned beyond ``angle * (step + 1)`` degrees, in cosines."""
-    allowed = jnp.cos(jnp.deg2rad(angle) * (step + 1).astype(jnp.float32))
+    allowed = jnp.cos(math.radians(angle) * (step + 1))
     return jnp.sum(jax.nn.relu(allowed - jnp.sum(static * l2_normalise(entities), axis=1)))
 
 

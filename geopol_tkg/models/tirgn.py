@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from geopol_tkg.config import MaskMode, ModelConfig
-from geopol_tkg.models.decoders import ConvTransE, TimeEncoding
+from geopol_tkg.models.decoders import ConvTransE, Queries, TimeEncoding
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
 from geopol_tkg.models.graph import NormalisedGraphConvolution
-from geopol_tkg.models.layers import DTypeLike, GRUCell, dot, l2_normalise, split_key
-from geopol_tkg.models.network import Component, Network, Queries
-
-_EXCLUDED = -1e30  # a logit whose probability is exactly zero
+from geopol_tkg.models.layers import DTypeLike, GRUCell, l2_normalise
+from geopol_tkg.models.network import Component, Network, Task
+from geopol_tkg.models.sampling import EXCLUDED, Entries, history_log_probability, sampled_log_probability
 
 
 class TiRGNEncoder(EvolutionEncoder):
@@ -49,42 +48,48 @@ class TiRGN(Network):
         self.raw_relation_decoder = ConvTransE(config, num_inputs=4, key=keys[4])
         self.history_relation_decoder = ConvTransE(config, num_inputs=4, key=keys[5])
 
-    def entity_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
-    ) -> list[Component]:
-        candidates = jnp.tanh(evolved.entities)
-        inputs = [candidates[queries.first], evolved.relations[queries.second]]
-        decoders = (self.raw_entity_decoder, self.history_entity_decoder)
-        return self._mixture(decoders, inputs, candidates, queries, key=key, dtype=dtype)
+    def entity_task(self, evolved: Evolved, time: Array) -> Task:
+        candidates, relations = jnp.tanh(evolved.entities), evolved.relations
 
-    def relation_mixture(
-        self, evolved: Evolved, queries: Queries, *, key: Array | None, dtype: DTypeLike
-    ) -> list[Component]:
+        def inputs(queries: Queries) -> list[Array]:
+            pair = [candidates[queries.first], relations[queries.second]]
+            return pair + self.time_encoding(time, len(queries.first))
+
+        return Task((self.raw_entity_decoder, self.history_entity_decoder), inputs, candidates)
+
+    def relation_task(self, evolved: Evolved, time: Array) -> Task:
         entities = jnp.tanh(evolved.entities)
-        inputs = [entities[queries.first], entities[queries.second]]
-        decoders = (self.raw_relation_decoder, self.history_relation_decoder)
-        return self._mixture(decoders, inputs, evolved.relations, queries, key=key, dtype=dtype)
 
-    def _mixture(
-        self,
-        decoders: tuple[ConvTransE, ConvTransE],
-        inputs: list[Array],
-        candidates: Array,
-        queries: Queries,
-        *,
-        key: Array | None,
-        dtype: DTypeLike,
-    ) -> list[Component]:
-        assert queries.seen is not None, "TiRGN needs the history mask"
-        inputs = inputs + self.time_encoding(queries.time, len(queries.first))
-        raw, history = (
-            dot(decoder(inputs, mask=queries.mask, key=decoder_key, dtype=dtype), candidates.T, dtype)
-            for decoder, decoder_key in zip(decoders, split_key(key, 2), strict=True)
+        def inputs(queries: Queries) -> list[Array]:
+            pair = [entities[queries.first], entities[queries.second]]
+            return pair + self.time_encoding(time, len(queries.first))
+
+        return Task((self.raw_relation_decoder, self.history_relation_decoder), inputs, evolved.relations)
+
+    def mixture(self, logits: list[Array], seen: Array | None) -> list[Component]:
+        assert seen is not None, "TiRGN needs the history mask"
+        raw, history = logits
+        masked = mask_history(history, raw, seen, self.config.history_mask_mode)
+        parts = zip(self._weights(), (raw, masked), strict=True)
+        return [Component(weight, part) for weight, part in parts if weight > 0]
+
+    def sampled_parts(
+        self, logits: list[Array], vectors: list[Array], task: Task, targets: Array, entries: Entries | None
+    ) -> list[tuple[float, Array]]:
+        assert entries is not None, "TiRGN needs the history"
+        raw = sampled_log_probability(logits[0])
+        exclude = self.config.history_mask_mode == "exclude"
+        history, is_empty = history_log_probability(
+            vectors[1], task.candidates, targets, entries, num_unseen_of=0 if exclude else self.config.num_entities
         )
-        rate = self.config.history_rate
-        masked = mask_history(history, raw, queries.seen, self.config.history_mask_mode)
-        parts = [Component(1 - rate, raw), Component(rate, masked)]
-        return [part for part in parts if part.weight > 0]
+        if exclude:
+            history = jnp.where(is_empty, raw, history)
+        parts = zip(self._weights(), (raw, history), strict=True)
+        return [(weight, part) for weight, part in parts if weight > 0]
+
+    def _weights(self) -> tuple[float, float]:
+        """Of the raw and the history distribution."""
+        return 1 - self.config.history_rate, self.config.history_rate
 
 
 def mask_history(history: Array, raw: Array, seen: Array, mode: MaskMode) -> Array:
@@ -95,5 +100,5 @@ def mask_history(history: Array, raw: Array, seen: Array, mode: MaskMode) -> Arr
     """
     if mode == "multiply":
         return jnp.where(seen, history, 0)
-    excluded = jnp.where(seen, history, _EXCLUDED)
+    excluded = jnp.where(seen, history, EXCLUDED)
     return jnp.where(jnp.any(seen, axis=1, keepdims=True), excluded, raw)

@@ -12,7 +12,7 @@ import numpy as np
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.errors import TrainingError
 from geopol_tkg.training.plan import StepPlan
-from geopol_tkg.training.step import StepData, Trainer, TrainState
+from geopol_tkg.training.step import StepData, Trainer, TrainState, initial_state
 
 _STEPS_IN_FLIGHT = 4
 
@@ -131,13 +131,13 @@ def _run_epoch(
     """Run the rest of an epoch; steps done, and why it ended early."""
     key = jax.random.key(config.seed)
     order = epoch_order(plan, seed=config.seed, epoch=standing.epoch + 1)
+    device_order = jnp.asarray(order, jnp.int32)
     in_flight: list[jax.Array] = []
     for done in range(standing.step_in_epoch, len(order)):
         if reason := should_stop():
             return state, done, reason
-        index = order[done]
-        shape = plan.shapes[plan.shape_of[index]]
-        state = trainer.step(state, data, jnp.int32(index), key, shape=shape)
+        shape = plan.shapes[plan.shape_of[order[done]]]
+        state = trainer.step(state, data, device_order, key, shape=shape)
         in_flight.append(jnp.copy(state.step))
         if len(in_flight) > _STEPS_IN_FLIGHT:
             in_flight.pop(0).block_until_ready()
@@ -168,4 +168,4 @@ def _advance(standing: Standing, better: dict[str, Any] | None) -> Standing:
 
 
 def _new_epoch(state: TrainState) -> TrainState:
-    return state._replace(loss_sum=jnp.float32(0), query_count=jnp.int32(0), failed_step=jnp.int32(-1))
+    return initial_state(state.parameters, state.statistics, state.optimiser, step=state.step)

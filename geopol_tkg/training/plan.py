@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
@@ -20,10 +21,17 @@ _ROUND_TO = 8
 
 
 class StepShape(NamedTuple):
-    """Padded sizes of an optimiser step."""
+    """Padded sizes of an optimiser step.
+
+    Attributes:
+        queries: all of the step, in equal blocks.
+        blocks: how many.
+        object_history, relation_history: entries of the history vocabulary that a block's queries see.
+    """
 
     window: WindowShape
     queries: int
+    blocks: int
     object_history: int
     relation_history: int
 
@@ -63,8 +71,11 @@ def plan_steps(
     history_length: int,
     batch_size: int,
     seed: int,
+    block_size: int = TrainConfig.block_size,
 ) -> StepPlan:
     """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
+
+    A step of more than ``block_size`` queries is computed in blocks of no more than that.
 
     The first timestamp has no past and is skipped. Queries of a timestamp are dealt to its steps at
     random, once, in steps of nearly equal size.
@@ -84,39 +95,57 @@ def plan_steps(
     subject, relation, object_, time = both.T
     object_slices = history.object_slices(subject, relation, time)
     relation_slices = history.relation_slices(subject, object_, time)
-    needs = [
-        StepShape(
-            window_shape(snapshots, ordinals[i]),
-            int(counts[i]),
-            _total(object_slices, starts[i], counts[i]),
-            _total(relation_slices, starts[i], counts[i]),
-        )
-        for i in range(len(starts))
-    ]
-    shape_of, shapes = choose_shapes(needs)
+    lengths = np.stack([part[:, 1] - part[:, 0] for part in (object_slices, relation_slices)], axis=1)
+    windows = np.array([window_shape(snapshots, window) for window in ordinals])
+    shape_of, shapes = choose_shapes(windows, starts, counts, lengths, block_size)
     return StepPlan(both[:, :3], object_slices, relation_slices, starts, counts, step_times, ordinals, shape_of, shapes)
 
 
-def choose_shapes(needs: list[StepShape]) -> tuple[np.ndarray, tuple[StepShape, ...]]:
+def choose_shapes(
+    windows: np.ndarray, starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, block_size: int
+) -> tuple[np.ndarray, tuple[StepShape, ...]]:
     """At most three shapes, each for the steps that need about half of the next larger one or less.
 
     Queries are what most of a step's time goes with, so they decide; a shape that few steps would use is
     not worth its compilation.
 
+    Args:
+        windows: int [s, 3], each step's window shape.
+        starts, counts: int [s], each step's queries.
+        lengths: int [q, 2], of each query's slices of the object and the relation history.
+
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
-    table = np.array([(*need.window, *need[1:]) for need in needs])
-    queries = np.array([need.queries for need in needs])
-    share = queries / queries.max()
-    level = np.clip(np.floor(-np.log2(share) + _SLACK), 0, MAX_SHAPES - 1).astype(int)
+    level = np.clip(np.floor(-np.log2(counts / counts.max()) + _SLACK), 0, MAX_SHAPES - 1).astype(int)
     for rare in range(MAX_SHAPES - 1, 0, -1):
         if (level == rare).mean() < _LEAST_SHARE:
             level[level == rare] = rare - 1
     levels, shape_of = np.unique(level, return_inverse=True)
-    sizes = [np.maximum(-(-table[level == i].max(axis=0) // _ROUND_TO), 1) * _ROUND_TO for i in levels]
-    shapes = tuple(StepShape(WindowShape(*size[:3]), *size[3:]) for size in map(np.ndarray.tolist, sizes))
-    return shape_of.astype(np.int32), shapes
+    shapes = []
+    for i in levels:
+        own = level == i
+        blocks = math.ceil(counts[own].max() / block_size)
+        block = _round_up(math.ceil(counts[own].max() / blocks))
+        history = _largest_blocks(starts[own], counts[own], lengths, block)
+        window = WindowShape(*(_round_up(size) for size in windows[own].max(axis=0).tolist()))
+        shapes.append(StepShape(window, blocks * block, blocks, *(_round_up(size) for size in history.tolist())))
+    return shape_of.astype(np.int32), tuple(shapes)
+
+
+def _largest_blocks(starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, block: int) -> np.ndarray:
+    """Largest sums of ``lengths`` [q, 2] over a block of any step: [2]."""
+    before = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(lengths, axis=0, dtype=np.int64)])
+    largest = np.zeros(2, np.int64)
+    for first in range(0, int(counts.max()), block):
+        low = starts + np.minimum(first, counts)
+        high = starts + np.minimum(first + block, counts)
+        largest = np.maximum(largest, (before[high] - before[low]).max(axis=0))
+    return largest
+
+
+def _round_up(size: int) -> int:
+    return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
 
 
 def _deal(
@@ -130,8 +159,3 @@ def _deal(
         steps += [(low, high - low, time) for low, high in itertools.pairwise(cuts)]
     starts, counts, step_times = np.array(steps, np.int32).T
     return starts, counts, step_times
-
-
-def _total(slices: np.ndarray, start: int, count: int) -> int:
-    part = slices[start : start + count]
-    return int((part[:, 1] - part[:, 0]).sum())

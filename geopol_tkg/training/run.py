@@ -32,6 +32,7 @@ from geopol_tkg.training.plan import plan_steps
 from geopol_tkg.training.step import (
     TrainState,
     initial_state,
+    learning_rate,
     make_trainer,
     put_step_data,
 )
@@ -103,11 +104,6 @@ class TrainingRun:
         if earlier is not None:
             self._refuse_other(earlier)
         self._validate = validate
-        dtype = jnp.bfloat16 if self.config.precision == "bf16" else jnp.float32
-        static_graph = StaticGraph.from_labels(dataset.entities) if model.num_words else None
-        self._trainer, self._state = make_trainer(
-            model, self.config, compute_dtype=dtype, remat=bool(self.config.remat), static_graph=static_graph
-        )
         self._context = ForecastContext.build(dataset, history, model)
         self.plan = plan_steps(
             dataset.facts_of("train"),
@@ -116,8 +112,19 @@ class TrainingRun:
             history_length=model.history_length,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
+            block_size=self.config.block_size,
         )
-        self._data = put_step_data(self.plan, self._context.snapshots, history)
+        self._trainer, self._state = make_trainer(
+            model,
+            self.config,
+            compute_dtype=jnp.bfloat16 if self.config.precision == "bf16" else jnp.float32,
+            remat=bool(self.config.remat),
+            steps_per_epoch=len(self.plan),
+            static_graph=StaticGraph.from_labels(dataset.entities) if model.num_words else None,
+        )
+        self._learning_rate = learning_rate(self.config, len(self.plan))
+        negatives = self.config.num_negatives
+        self._data = put_step_data(self.plan, self._context.snapshots, history, num_negatives=negatives)
         self.standing = Standing()
         if earlier is not None:
             self._restore(earlier)
@@ -158,9 +165,9 @@ class TrainingRun:
         """Compile each step shape and report its queries and the bytes its buffers need."""
         rows = []
         for number, shape in enumerate(self.plan.shapes):
-            index = jnp.int32(int(np.flatnonzero(self.plan.shape_of == number)[0]))
+            order = jnp.arange(len(self.plan), dtype=jnp.int32)
             key = jax.random.key(self.config.seed)
-            lowered = self._trainer.step.lower(self._trainer, self._state, self._data, index, key, shape=shape)
+            lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)
             analysis = lowered.compile().memory_analysis()
             rows.append(
                 {
@@ -192,7 +199,7 @@ class TrainingRun:
     def _metrics(self, result: EpochResult) -> dict[str, float]:
         metrics = {
             "train/loss": result.loss,
-            "train/lr": self.config.lr,
+            "train/lr": float(self._learning_rate(int(result.state.step))),
             "system/epoch_duration_s": result.seconds,
         }
         if result.metrics is not None:
@@ -249,7 +256,9 @@ class TrainingRun:
             step=counters["step"],
         )
         self._state = restored._replace(
-            loss_sum=jnp.float32(counters["loss_sum"]), query_count=jnp.int32(counters["query_count"])
+            loss_sum=jnp.float32(counters["loss_sum"]),
+            query_count=jnp.int32(counters["query_count"]),
+            position=jnp.int32(resume["step_in_epoch"]),
         )
         self.standing = Standing(**resume)
 
@@ -259,7 +268,9 @@ class TrainingRun:
             raise CheckpointError(f"{where}: holds no resume state; start anew with --overwrite")
         if checkpoint.dataset["content_hash"] != self._dataset.content_hash:
             raise CheckpointError(f"{where}: trained on another dataset; start anew with --overwrite")
-        free = {"epochs", "patience", "max_time", "checkpoint_interval", "device"}
+        free = {"patience", "max_time", "checkpoint_interval", "device"}
+        if self.config.schedule == "constant":
+            free.add("epochs")
         before = {**checkpoint.settings, **asdict(checkpoint.config)}
         now = {**asdict(self.config), **asdict(self.model)}
         changed = sorted(name for name in now if name not in free and now[name] != before.get(name))

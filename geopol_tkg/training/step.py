@@ -14,10 +14,13 @@ from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.data.static_graph import StaticGraph
+from geopol_tkg.errors import TrainingError
+from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
-from geopol_tkg.models.graph import GraphArrays
+from geopol_tkg.models.graph import GraphArrays, connected_entities
 from geopol_tkg.models.layers import DTypeLike, split_key
-from geopol_tkg.models.network import Network, Queries, build_network, history_mask, mixture_nll
+from geopol_tkg.models.network import History, Network, build_network
+from geopol_tkg.models.sampling import Sample, draw, entries_of
 from geopol_tkg.models.static_graph import set_static_graph
 from geopol_tkg.training.plan import StepPlan, StepShape
 
@@ -34,6 +37,7 @@ class TrainState(NamedTuple):
     loss_sum: Array  # of the epoch, weighted by queries
     query_count: Array  # of the epoch
     failed_step: Array  # int32, the first plan step of the epoch with a non-finite loss; -1 = none
+    position: Array  # int32, steps of the epoch done
 
 
 class StepData(NamedTuple):
@@ -45,6 +49,7 @@ class StepData(NamedTuple):
     queries: Array  # int32 [q, 3]
     object_slices: Array  # int32 [q, 2]
     relation_slices: Array  # int32 [q, 2]
+    object_previous: Array | None  # int32 [h], see geopol_tkg.models.network.History; for a sampled softmax
     starts: Array  # int32 [s]
     counts: Array  # int32 [s]
     times: Array  # int32 [s]
@@ -57,16 +62,14 @@ class Trainer:
 
     Attributes:
         graphdef: the network's structure.
-        task_weight: share of the entity loss.
-        static_weight: of the static constraint, where there is a static graph.
+        config: weights of the losses, sample size, label smoothing.
         compute_dtype: of matrix products and messages; parameters, statistics and losses are float32.
         remat: recompute each snapshot's evolution in the backward pass.
     """
 
     graphdef: nnx.GraphDef[Network]
     optimiser: optax.GradientTransformation
-    task_weight: float
-    static_weight: float
+    config: TrainConfig
     compute_dtype: DTypeLike
     remat: bool
 
@@ -76,21 +79,52 @@ class Trainer:
         """Mean loss of a step; beside it the number of queries and the new running statistics."""
         network = nnx.merge(self.graphdef, parameters, statistics, copy=True)
         evolve_key, entity_key, relation_key = split_key(key, 3)
-        window = Window(data.graph, data.ordinals[index])
-        dtype = self.compute_dtype
+        config, dtype, time = self.config, self.compute_dtype, data.times[index]
+        facts, seen_objects, seen_relations, mask = _queries(data, index, shape)
+        window, sample = Window(data.graph, data.ordinals[index]), None
+        subject, relation, object_ = facts.T
+        if config.num_negatives:
+            window, sample = _sampled(network, data, window, facts, seen_objects, shape, config, key)
+            subject, object_ = sample.number(subject), sample.number(object_)
         evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
-        facts, entity_queries, relation_queries = _queries(network, data, index, shape)
-        entity = network.entity_mixture(evolved, entity_queries, key=entity_key, dtype=dtype)
-        relation = network.relation_mixture(evolved, relation_queries, key=relation_key, dtype=dtype)
-        loss = self.task_weight * mixture_nll(entity, facts[:, 2])
-        loss += (1 - self.task_weight) * mixture_nll(relation, facts[:, 1])
+        row = jnp.arange(shape.queries)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "num_blocks": shape.blocks,
+            "label_smoothing": config.label_smoothing,
+        }
+        entity = network.nll(
+            network.entity_task(evolved, time),
+            Queries(subject, relation, seen_objects, mask, row),
+            object_,
+            History(data.object_history, shape.object_history, data.object_previous),
+            key=entity_key,
+            sample=sample,
+            **options,
+        )
+        relations = network.nll(
+            network.relation_task(evolved, time),
+            Queries(subject, object_, seen_relations, mask, row),
+            relation,
+            History(data.relation_history, shape.relation_history),
+            key=relation_key,
+            **options,
+        )
+        loss = config.task_weight * entity + (1 - config.task_weight) * relations
         count = data.counts[index]
-        mean = jnp.sum(jnp.where(entity_queries.mask, loss, 0)) / count
-        return mean + self.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
+        mean = jnp.sum(jnp.where(mask, loss, 0)) / count
+        return mean + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
     @partial(jax.jit, static_argnames=("self", "shape"), donate_argnames=("state",))
-    def step(self, state: TrainState, data: StepData, index: Array, key: Array, *, shape: StepShape) -> TrainState:
-        """One optimiser step on plan step ``index``; ``key`` is the run's, folded with the step count."""
+    def step(self, state: TrainState, data: StepData, order: Array, key: Array, *, shape: StepShape) -> TrainState:
+        """The optimiser step that comes next.
+
+        Args:
+            order: int32 [s], the plan's steps in the order of the epoch.
+            key: the run's; folded with the step count.
+            shape: of the plan step that comes next.
+        """
+        index = order[state.position]
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
         (loss, (count, statistics)), gradients = gradient(
@@ -106,13 +140,31 @@ class Trainer:
             loss_sum=state.loss_sum + loss * count,
             query_count=state.query_count + count,
             failed_step=jnp.where(failed, index, state.failed_step),
+            position=state.position + 1,
         )
 
 
-def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipped Adam with L2 added to the gradient (torch's Adam, not AdamW), as published."""
+def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate by the optimiser steps done: warm-up, then constant or a cosine to 0 at the last epoch.
+
+    Raises:
+        TrainingError: the warm-up is as long as the training.
+    """
+    warmup, total = round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
+    if warmup >= total:
+        raise TrainingError(f"--warmup-epochs {config.warmup_epochs:g} leaves nothing of --epochs {config.epochs}")
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, total)
+    return optax.warmup_constant_schedule(0.0 if warmup else config.lr, config.lr, warmup)
+
+
+def make_optimiser(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Clipped Adam, with L2 added to the gradient (as torch's Adam, and as published) or decoupled (AdamW)."""
+    schedule = learning_rate(config, steps_per_epoch)
     clip = [optax.clip_by_global_norm(config.grad_clip)] if config.grad_clip else []
-    return optax.chain(*clip, optax.add_decayed_weights(config.weight_decay), optax.adam(config.lr))
+    if config.optimiser == "adamw":
+        return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay))
+    return optax.chain(*clip, optax.add_decayed_weights(config.weight_decay), optax.adam(schedule))
 
 
 def make_trainer(
@@ -121,28 +173,48 @@ def make_trainer(
     *,
     compute_dtype: DTypeLike,
     remat: bool,
+    steps_per_epoch: int = 1,
     static_graph: StaticGraph | None = None,
 ) -> tuple[Trainer, TrainState]:
     """A trainer and the state it starts from, seeded by ``config.seed``.
 
     Args:
+        steps_per_epoch: what the learning rate's schedule counts epochs by.
         static_graph: of ``model.num_words`` words; needed where there are some.
+
+    Raises:
+        TrainingError: sampled negatives with a static graph, whose constraint is on every entity, or with
+            label smoothing, which gives every entity a share.
     """
+    for name, value in (("--static-graph", model.num_words), ("--label-smoothing", config.label_smoothing)):
+        if config.num_negatives and value:
+            raise TrainingError(f"{name} concerns every entity: it cannot be used with --num-negatives")
     network = build_network(model, key=jax.random.key(config.seed))
     if static_graph is not None:
         set_static_graph(network, static_graph)
     graphdef, parameters, statistics = nnx.split(network, nnx.Param, FIXED)
-    optimiser = make_optimiser(config)
-    trainer = Trainer(graphdef, optimiser, config.task_weight, config.static_weight, compute_dtype, remat)
+    optimiser = make_optimiser(config, steps_per_epoch)
+    trainer = Trainer(graphdef, optimiser, config, compute_dtype, remat)
     return trainer, initial_state(parameters, statistics, optimiser.init(parameters), step=0)
 
 
 def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: int) -> TrainState:
     """State at the start of an epoch."""
-    return TrainState(parameters, statistics, optimiser, jnp.int32(step), jnp.float32(0), jnp.int32(0), jnp.int32(-1))
+    return TrainState(
+        parameters,
+        statistics,
+        optimiser,
+        step=jnp.int32(step),
+        loss_sum=jnp.float32(0),
+        query_count=jnp.int32(0),
+        failed_step=jnp.int32(-1),
+        position=jnp.int32(0),
+    )
 
 
-def put_step_data(plan: StepPlan, snapshots: Snapshots, history: HistoryVocabulary) -> StepData:
+def put_step_data(
+    plan: StepPlan, snapshots: Snapshots, history: HistoryVocabulary, *, num_negatives: int = 0
+) -> StepData:
     """Copy what the steps read to the default device."""
     host = (
         history.objects.targets,
@@ -150,32 +222,48 @@ def put_step_data(plan: StepPlan, snapshots: Snapshots, history: HistoryVocabula
         plan.queries,
         plan.object_slices,
         plan.relation_slices,
+        history.objects.previous() if num_negatives else None,
         plan.starts,
         plan.counts,
         plan.times,
         plan.ordinals,
     )
-    return StepData(GraphArrays.put(snapshots), *(jnp.asarray(array) for array in host))
+    return StepData(GraphArrays.put(snapshots), *(None if array is None else jnp.asarray(array) for array in host))
 
 
-def _queries(network: Network, data: StepData, index: Array, shape: StepShape) -> tuple[Array, Queries, Queries]:
-    """Facts [b, 3] of a step (inverses included), and both tasks' queries."""
+def _queries(data: StepData, index: Array, shape: StepShape) -> tuple[Array, Array, Array, Array]:
+    """Facts [b, 3] of a step (inverses included), their object and relation slices [b, 2], which are real."""
     position = jnp.arange(shape.queries)
     mask = position < data.counts[index]
     row = jnp.where(mask, data.starts[index] + position, 0)
-    facts, time = data.queries[row], data.times[index]
-    sizes = (network.encoder.config.num_entities, 2 * network.encoder.config.num_relations)
+    slices = (jnp.where(mask[:, None], part[row], 0) for part in (data.object_slices, data.relation_slices))
+    return data.queries[row], *slices, mask
 
-    def seen(targets: Array, slices: Array, num_candidates: int, capacity: int) -> Array | None:
-        if not network.uses_history:
-            return None
-        own = jnp.where(mask[:, None], slices[row], 0)
-        return history_mask(targets, own, num_candidates=num_candidates, capacity=capacity)
 
-    objects = seen(data.object_history, data.object_slices, sizes[0], shape.object_history)
-    relations = seen(data.relation_history, data.relation_slices, sizes[1], shape.relation_history)
-    return (
-        facts,
-        Queries(facts[:, 0], facts[:, 1], time, objects, mask),
-        Queries(facts[:, 0], facts[:, 2], time, relations, mask),
-    )
+def _sampled(
+    network: Network,
+    data: StepData,
+    window: Window,
+    facts: Array,
+    slices: Array,
+    shape: StepShape,
+    config: TrainConfig,
+    key: Array,
+) -> tuple[Window, Sample]:
+    """A sample of entities, and a window that evolves no others than a step reads, where that is fewer."""
+    num_entities = network.encoder.config.num_entities
+    drawn, log_size = draw(num_entities, config.num_negatives, key=jax.random.fold_in(key, 1))
+    history_size = shape.blocks * shape.object_history if network.uses_history else 0
+    size = window.ordinals.size * shape.window.connected + 2 * shape.queries + history_size + config.num_negatives
+    if size >= num_entities:
+        return window, Sample(drawn, log_size, lambda entities: entities)
+    connected = connected_entities(data.graph, window.ordinals, shape.window, num_entities=num_entities)
+    read = [connected.ravel(), facts[:, 0], facts[:, 2], drawn]
+    if network.uses_history:
+        read.append(entries_of(data.object_history, slices, capacity=history_size).target)
+    rows = jnp.unique(jnp.concatenate(read), size=size, fill_value=num_entities)
+
+    def number(entities: Array) -> Array:
+        return jnp.searchsorted(rows, entities).astype(jnp.int32)
+
+    return window._replace(rows=rows), Sample(number(drawn), log_size, number)

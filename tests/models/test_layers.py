@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from small_world import make_config
 
-from geopol_tkg.models.decoders import ConvTransE
-from geopol_tkg.models.layers import BatchNorm, dropout, l2_normalise, masked_moments
+from geopol_tkg.models.decoders import ConvTransE, Queries
+from geopol_tkg.models.layers import BatchNorm, dropout, l2_normalise, masked_moments, merged
 
 
 def test_zero_rows_stay_zero_and_pass_no_nan():
@@ -36,31 +36,53 @@ def test_padding_rows_move_no_statistics():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_folded_batch_norm_equals_convolution_then_norm():
-    """The kernel with the norm folded in, against lax.conv and a plain batch norm over its output."""
-    config = make_config()
-    decoder = ConvTransE(config, num_inputs=4, key=jax.random.key(0))
-    decoder.conv_norm.scale[...] = jax.random.normal(jax.random.key(5), (5,))
-    decoder.conv_norm.bias[...] = jax.random.normal(jax.random.key(6), (5,))
-    x = jax.random.normal(jax.random.key(1), (7, 8, 4))
-    mask = jnp.arange(7) < 5
+def test_moments_of_parts_are_those_of_the_whole():
+    values = 3 + jax.random.normal(jax.random.key(1), (12, 4, 3))
+    mask = jnp.arange(12) < 7
+    whole = masked_moments(values, mask)
+    parts = jax.vmap(masked_moments)(values.reshape(4, 3, 4, 3), mask.reshape(4, 3))
+    for a, b in zip(merged(parts), whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_decoder_equals_its_plain_form(training, num_blocks):
+    """The kernel with the norm folded in, against lax.conv and batch norms written out."""
+    decoder = ConvTransE(make_config(dropout=0.0), num_inputs=2, key=jax.random.key(0))
+    for number, norm in enumerate((decoder.input_norm, decoder.conv_norm, decoder.output_norm)):
+        for offset, parameter in enumerate((norm.scale, norm.bias, norm.mean, norm.var)):
+            parameter[...] = jnp.exp(jax.random.normal(jax.random.key(4 * number + offset), parameter.shape))
+    before = jax.tree.map(jnp.copy, nnx.state(decoder, nnx.BatchStat))
+    rows = jax.random.normal(jax.random.key(1), (2, 8, 8))
+    mask = jnp.arange(8) < 6
+    ids = jnp.arange(8)
+    queries = Queries(ids, ids, jnp.zeros((8, 2), jnp.int32), mask, ids)
+    key = jax.random.key(2) if training else None
+
+    def inputs(part):
+        return [rows[0, part.first], rows[1, part.second]]
+
+    found = decoder(queries, inputs, key=key, dtype=jnp.float32, num_blocks=num_blocks)
+
+    def norm(module, x, running):
+        values = np.asarray(x)[:6] if training else None
+        mean, var = (values.mean((0, 1)), values.var((0, 1))) if training else (running.mean[...], running.var[...])
+        return (x - mean) / np.sqrt(var + 1e-5) * module.scale[...] + module.bias[...]
+
+    x = norm(decoder.input_norm, jnp.stack(list(rows), axis=-1), before.input_norm)
     convolved = jax.lax.conv_general_dilated(
         x, decoder.conv_weight[...], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
     )
-    plain = BatchNorm(5)
-    plain.scale[...], plain.bias[...] = decoder.conv_norm.scale[...], decoder.conv_norm.bias[...]
-    expected = jax.nn.relu(plain(convolved + decoder.conv_bias[...], mask=mask))
-    np.testing.assert_allclose(decoder._features(x, mask, jnp.float32), expected, atol=1e-5)
-    np.testing.assert_allclose(decoder.conv_norm.mean[...], plain.mean[...], atol=1e-6)
-    np.testing.assert_allclose(decoder.conv_norm.var[...], plain.var[...], atol=1e-5)
-    running = decoder._features(x, None, jnp.float32)
-    expected = jax.nn.relu(plain(convolved + decoder.conv_bias[...], mask=None))
-    np.testing.assert_allclose(running, expected, atol=1e-5)
+    x = jax.nn.relu(norm(decoder.conv_norm, convolved + decoder.conv_bias[...], before.conv_norm))
+    x = jnp.einsum("bdc,dco->bo", x, decoder.linear_weight[...]) + decoder.linear_bias[...]
+    expected = jax.nn.relu(norm(decoder.output_norm, x[:, None], before.output_norm)[:, 0])
+    np.testing.assert_allclose(found[:6], expected[:6], atol=2e-5)
 
 
 def test_running_statistics_take_the_unbiased_variance():
     norm = BatchNorm(1)
-    norm(jnp.asarray([[1.0], [3.0]]), mask=jnp.ones(2, bool))
+    norm.fit(masked_moments(jnp.asarray([[1.0], [3.0]]), jnp.ones(2, bool)))
     assert float(norm.mean[0]) == pytest.approx(0.2)
     assert float(norm.var[0]) == pytest.approx(0.9 + 0.1 * 2)
     assert set(nnx.state(norm, nnx.BatchStat)) == {"mean", "var"}

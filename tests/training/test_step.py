@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_world import R, make_config, make_dataset
+from small_world import STATIC_GRAPH, N, R, make_config, make_dataset
 
 from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.data.history import build_for
 from geopol_tkg.data.snapshots import Snapshots
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, TrainingError
+from geopol_tkg.models.sampling import Sample, draw
 from geopol_tkg.training.plan import MAX_SHAPES, plan_steps
-from geopol_tkg.training.step import make_trainer, put_step_data
+from geopol_tkg.training.step import initial_state, learning_rate, make_optimiser, make_trainer, put_step_data
 
 KEY = jax.random.key(7)
 
@@ -28,7 +29,8 @@ def prepare(config, **settings):
 
 
 @functools.cache
-def _prepare(config, *, batch_size=0, compute_dtype=jnp.float32, remat=False, size=120, num_timestamps=99):
+def _prepare(config, *, compute_dtype=jnp.float32, remat=False, size=120, num_timestamps=99, **settings):
+    settings = TrainConfig(**{"batch_size": 0, **settings})
     dataset = make_dataset(size=size)
     dataset = replace(dataset, facts=dataset.facts[dataset.facts[:, 3] < num_timestamps])
     history = build_for(dataset, window=config.history_window)
@@ -38,11 +40,13 @@ def _prepare(config, *, batch_size=0, compute_dtype=jnp.float32, remat=False, si
         snapshots=snapshots,
         history=history,
         history_length=config.history_length,
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
+        block_size=settings.block_size,
         seed=0,
     )
-    trainer, state = make_trainer(config, TrainConfig(), compute_dtype=compute_dtype, remat=remat)
-    return trainer, state, plan, put_step_data(plan, snapshots, history)
+    trainer, state = make_trainer(config, settings, compute_dtype=compute_dtype, remat=remat)
+    data = put_step_data(plan, snapshots, history, num_negatives=settings.num_negatives)
+    return trainer, state, plan, data
 
 
 def loss_and_gradients(trainer, state, plan, data, index, *, shape=None):
@@ -127,9 +131,9 @@ def one_step(model_type, *, compute_dtype=jnp.float32, remat=False):
     """Loss, parameters and temporary bytes of one optimiser step of a network large enough to tell."""
     config = make_config(model_type, embedding_dim=64, num_channels=50, history_length=7)
     trainer, state, plan, data = prepare(config, compute_dtype=compute_dtype, remat=remat, size=2000)
-    lowered = trainer.step.lower(trainer, state, data, jnp.int32(4), KEY, shape=plan.shapes[0])
-    compiled = lowered.compile()
-    after = compiled(state, data, jnp.int32(4), KEY)
+    order = jnp.array([4], jnp.int32)
+    compiled = trainer.step.lower(trainer, state, data, order, KEY, shape=plan.shapes[0]).compile()
+    after = compiled(state, data, order, KEY)
     loss = float(after.loss_sum) / int(after.query_count)
     return loss, flatten(after.parameters), compiled.memory_analysis().temp_size_in_bytes
 
@@ -177,8 +181,142 @@ def test_bf16_has_the_same_loss_and_float32_parameters(model_type):
 def test_a_run_compiles_once_per_shape():
     trainer, state, plan, data = prepare(make_config("regcn"), batch_size=6)
     before = trainer.step._cache_size()
+    order = jnp.arange(len(plan), dtype=jnp.int32)
     for index in range(len(plan)):
-        state = trainer.step(state, data, jnp.int32(index), KEY, shape=plan.shapes[plan.shape_of[index]])
+        state = trainer.step(state, data, order, KEY, shape=plan.shapes[plan.shape_of[index]])
     assert trainer.step._cache_size() - before == len(plan.shapes) <= MAX_SHAPES
     assert int(state.step) == len(plan)
     assert int(state.query_count) == plan.counts.sum()
+
+
+@pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
+def test_block_size_changes_nothing_but_rounding(model_type):
+    """Dropout on: masks belong to a query's place in the step, batch norms see the whole step."""
+    config = make_config(model_type, num_layers=1)
+    outcomes = []
+    for block_size in (1024, 16):
+        trainer, state, plan, data = prepare(config, block_size=block_size, size=300)
+        index = int(np.argmax(plan.counts))
+        shape = plan.shapes[plan.shape_of[index]]
+        assert (shape.blocks == 1) == (block_size == 1024)
+        gradient = jax.jit(jax.value_and_grad(trainer.loss, has_aux=True), static_argnums=5)
+        (loss, (_, statistics)), gradients = gradient(
+            state.parameters, state.statistics, data, jnp.int32(index), KEY, shape
+        )
+        outcomes.append((float(loss), flatten(statistics) | flatten(gradients)))
+    (loss, arrays), (blocked_loss, blocked_arrays) = outcomes
+    assert blocked_loss == pytest.approx(loss, rel=1e-5)
+    for name, array in blocked_arrays.items():
+        np.testing.assert_allclose(array, arrays[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_memory_is_a_blocks_not_a_timestamps():
+    def temporary_bytes(size):
+        config = make_config("regcn", num_channels=50, num_layers=1)
+        trainer, state, plan, data = prepare(config, size=size, block_size=64)
+        order = jnp.zeros(1, jnp.int32)
+        compiled = trainer.step.lower(trainer, state, data, order, KEY, shape=plan.shapes[0]).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(6400) < 1.6 * temporary_bytes(800)
+
+
+SAMPLED = [
+    ("regcn", "multiply", 4, 1024),
+    ("tirgn", "multiply", 4, 1024),
+    pytest.param("tirgn", "multiply", 0, 16, marks=pytest.mark.slow),
+    pytest.param("tirgn", "exclude", 4, 16, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("model_type", "mode", "window", "block_size"), SAMPLED)
+def test_a_sample_of_all_entities_is_the_full_softmax(model_type, mode, window, block_size):
+    """Slices of a window name a target more than once: each must count once."""
+    config = make_config(model_type, dropout=0.0, history_mask_mode=mode, history_window=window, num_layers=1)
+    prepared = prepare(config, size=500)
+    index = len(prepared[2]) - 1
+    loss, gradients = loss_and_gradients(*prepared, index)
+    sampled = prepare(config, size=500, num_negatives=N, block_size=block_size)
+    sampled_loss, sampled_gradients = loss_and_gradients(*sampled, index)
+    assert sampled_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(sampled_gradients[name], gradient, rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_a_sample_estimates_the_partition_without_bias():
+    logits = jax.random.normal(jax.random.key(1), (1, 50))
+    target = jnp.array([7])
+
+    def partition(key):
+        drawn, log_size = draw(50, 8, key=key)
+        sample = Sample(drawn, log_size, lambda ids: ids)
+        return jnp.exp(logits[0, 7]) + jnp.sum(jnp.exp(sample.corrected(logits[:, drawn], target)))
+
+    estimates = np.asarray(jax.vmap(partition)(jax.random.split(KEY, 20_000)), np.float64)
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - float(jnp.exp(logits).sum())) < 4 * error
+    assert error < 0.01 * estimates.mean()
+
+
+@pytest.mark.parametrize("model_type", ["regcn", "tirgn"])
+def test_entities_that_a_step_does_not_read_do_not_evolve(model_type):
+    def lower(num_entities, queries):
+        config = replace(make_config(model_type, dropout=0.0, num_layers=1), num_entities=num_entities)
+        trainer, state, plan, data = prepare(config, num_negatives=40)
+        shape = plan.shapes[0]._replace(queries=max(queries, plan.shapes[0].queries))
+        index = int(np.flatnonzero(plan.shape_of == 0)[0])
+        arguments = (state.parameters, state.statistics, data, jnp.int32(index), KEY)
+        return jax.jit(trainer.loss, static_argnums=5).lower(*arguments, shape).compile(), arguments
+
+    few, arguments = lower(5000, 0)
+    every, _ = lower(5000, 2500)  # more padding: too many rows to be worth leaving others out
+    assert float(few(*arguments)[0]) == pytest.approx(float(every(*arguments)[0]), rel=1e-6)
+    larger, _ = lower(50_000, 0)
+    assert larger.memory_analysis().temp_size_in_bytes < 1.1 * few.memory_analysis().temp_size_in_bytes
+
+
+def test_an_epoch_moves_nothing_between_host_and_device():
+    trainer, state, plan, data = prepare(make_config("regcn"), batch_size=6)
+    order, key = jnp.arange(len(plan), dtype=jnp.int32), jax.random.key(0)
+
+    def epoch(state):
+        for index in range(len(plan)):
+            state = trainer.step(state, data, order, key, shape=plan.shapes[plan.shape_of[index]])
+        return state
+
+    state = jax.block_until_ready(epoch(initial_state(state.parameters, state.statistics, state.optimiser, step=0)))
+    state = state._replace(position=jnp.int32(0))
+    with jax.transfer_guard("disallow"):
+        state = jax.block_until_ready(epoch(state))
+        with pytest.raises(Exception, match="isallowed"):
+            trainer.step(state, data, np.zeros(1, np.int32), key, shape=plan.shapes[0])  # the guard does guard
+
+
+def test_learning_rate_rises_falls_and_stays():
+    def rates(**settings):
+        schedule = learning_rate(TrainConfig(lr=0.1, epochs=10, **settings), steps_per_epoch=5)
+        return [round(float(schedule(step)), 4) for step in (0, 5, 10, 30, 50)]
+
+    assert rates() == [0.1] * 5
+    assert rates(warmup_epochs=2) == [0, 0.05, 0.1, 0.1, 0.1]
+    assert rates(schedule="cosine") == [0.1, 0.0976, 0.0905, 0.0345, 0]
+    assert rates(schedule="cosine", warmup_epochs=2) == [0, 0.05, 0.1, 0.05, 0]
+    with pytest.raises(TrainingError, match="leaves nothing"):
+        rates(warmup_epochs=10)
+
+
+@pytest.mark.parametrize(("optimiser", "expected"), [("adam", 0.5 - 0.1), ("adamw", 0.5 - 0.1 * 0.2 * 0.5)])
+def test_weight_decay_with_a_zero_gradient(optimiser, expected):
+    """Adam moves by the sign of the decay it is given as a gradient; AdamW by the decay itself."""
+    transformation = make_optimiser(TrainConfig(lr=0.1, weight_decay=0.2, optimiser=optimiser), 1)
+    weight = {"w": jnp.array([0.5])}
+    updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, weight), transformation.init(weight), weight)
+    assert float(weight["w"][0] + updates["w"][0]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("conflict", [{"label_smoothing": 0.1}, {}])
+def test_a_sample_serves_nothing_that_concerns_every_entity(conflict):
+    config = make_config("regcn", **({} if conflict else STATIC_GRAPH.sizes()))
+    settings = TrainConfig(num_negatives=5, **conflict)
+    with pytest.raises(TrainingError, match="every entity"):
+        make_trainer(config, settings, compute_dtype=jnp.float32, remat=False)

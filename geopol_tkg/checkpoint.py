@@ -1,13 +1,17 @@
 """Checkpoints: plain arrays in an .npz and all else in a .json beside it.
 
-The .json names the .npz by its digest and is replaced last, so it commits the pair.
+The .json names the .npz by its digest and commits the pair: new arrays wait under another name until it is
+replaced, and a reader that comes in between takes them from there.
 """
 
 import hashlib
 import io
 import json
+import os
 import platform
+import struct
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +23,15 @@ from flax import nnx
 
 from geopol_tkg.config import ModelConfig, ModelType
 from geopol_tkg.data.dataset import Dataset, Split
-from geopol_tkg.data.files import replace_file, write_json
+from geopol_tkg.data.files import replace_file, sha256_of, write_json
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import CheckpointError
 from geopol_tkg.models.network import Network, build_network
 
 FORMAT_VERSION = 1
+_READINGS = 5  # of a pair that is being replaced all the while
+_ZIP_END, _ZIP_END_SIZE = b"PK\5\6", 22
+_ZIP_EXTRA = 20  # bytes that numpy's archives have between a member's name and its content
 _AS_GIVEN = ("settings", "epoch", "metrics", "entity_to_id", "relation_to_id", "dataset", "resume")
 _ENVIRONMENT = ("geopol-tkg", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -133,16 +140,49 @@ def checkpoint_paths(stem: Path) -> tuple[Path, Path]:
 
 
 def save_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
-    """Write ``<stem>.npz``, then ``<stem>.json``; neither is ever seen half-written."""
+    """Write the pair; killed at any moment, or on a full disk, the old pair or the new one is there."""
     npz_path, json_path = checkpoint_paths(stem)
     arrays = {"trained_entities": checkpoint.trained_entities, **checkpoint.arrays}
     arrays |= {f"optimiser/{name}": array for name, array in checkpoint.optimiser.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     content = buffer.getbuffer()
-    with replace_file(npz_path) as file:
+    with replace_file(_waiting(npz_path)) as file:
         file.write(content)
-    write_json(json_path, _describe(checkpoint, arrays) | {"sha256": hashlib.sha256(content).hexdigest()})
+    manifest = _describe(checkpoint, arrays) | {"sha256": hashlib.sha256(content).hexdigest()}
+    write_json(json_path, manifest | {"json_sha256": _digest(manifest)})
+    os.replace(_waiting(npz_path), npz_path)
+
+
+def remove_checkpoint(stem: Path) -> None:
+    """Remove a pair, the .json first: what is left has no name."""
+    npz_path, json_path = checkpoint_paths(stem)
+    for path in (json_path, _waiting(npz_path), npz_path):
+        path.unlink(missing_ok=True)
+
+
+def settle_checkpoint(stem: Path) -> None:
+    """Finish what a killed writer left half done, and remove its temporary files; for the only writer."""
+    npz_path, json_path = checkpoint_paths(stem)
+    waiting = _waiting(npz_path)
+    if waiting.is_file():
+        with suppress(CheckpointError):  # the reader will say it
+            if sha256_of(waiting) == read_manifest(json_path).get("sha256"):
+                os.replace(waiting, npz_path)
+        waiting.unlink(missing_ok=True)
+    for path in (npz_path, json_path):
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink()
+
+
+def _waiting(npz_path: Path) -> Path:
+    """Where new arrays stand until the .json names them."""
+    return npz_path.with_name(f"{npz_path.name}.new")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of the content, not of its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(checkpoint: Checkpoint, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -170,8 +210,8 @@ def load_checkpoint(stem: Path) -> Checkpoint:
             belong together.
     """
     npz_path, json_path = checkpoint_paths(stem)
-    manifest = _read_manifest(json_path)
-    arrays = _read_arrays(npz_path, manifest)
+    manifest, content = _read_pair(npz_path, json_path)
+    arrays = _read_arrays(content, npz_path)
     optimiser = {n.removeprefix("optimiser/"): arrays.pop(n) for n in list(arrays) if n.startswith("optimiser/")}
     try:
         config = _read_config(manifest["config"], json_path)
@@ -202,7 +242,30 @@ def _read_config(entries: dict[str, Any], path: Path) -> ModelConfig:
     return config
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_pair(npz_path: Path, json_path: Path) -> tuple[dict[str, Any], bytes]:
+    """The .json and the bytes of the arrays that it names; those that wait are looked at first, for they move."""
+    for _ in range(_READINGS):
+        manifest = read_manifest(json_path)
+        for path in (_waiting(npz_path), npz_path):
+            content = _content(path)
+            if content is not None and hashlib.sha256(content).hexdigest() == manifest.get("sha256"):
+                return manifest, content
+        if manifest == read_manifest(json_path):
+            break
+    if content is None:
+        raise CheckpointError(f"{npz_path}: does not exist, though its .json does; train again")
+    raise CheckpointError(f"{npz_path}: {_damage(content, manifest)}; train again")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The .json of a checkpoint; raises CheckpointError where there is none or it is damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no checkpoint here; run geopol-tkg train first or name one")
     try:
@@ -212,18 +275,35 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     found = manifest.get("format_version") if isinstance(manifest, dict) else None
     if found != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format_version {found}, wanted {FORMAT_VERSION}; train again")
+    digest = manifest.pop("json_sha256", None)
+    if digest is not None and digest != _digest(manifest):
+        raise CheckpointError(f"{path}: damaged or changed by hand (json_sha256 differs); train again")
     return manifest
 
 
-def _read_arrays(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+def _damage(content: bytes, manifest: dict[str, Any]) -> str:
+    """What is wrong with bytes that are not those the .json names."""
+    members = [f"{name}.npy" for name in manifest.get("arrays") or ()]
+    if _ZIP_END not in content[-_ZIP_END_SIZE:]:
+        begun = [name for name in members if struct.pack("<HH", len(name), _ZIP_EXTRA) + name.encode() in content]
+        return f"truncated in or after array {begun[-1].removesuffix('.npy')}" if begun else "truncated"
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
-        raise CheckpointError(f"{path}: does not belong to its .json, or is damaged (sha256 differs); train again")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError):
+        return "its table of contents is damaged"
+    if broken in members:
+        return f"array {str(broken).removesuffix('.npy')} is damaged (its checksum differs)"
+    return "does not belong to its .json, or is damaged outside its arrays (sha256 differs)"
+
+
+def _read_arrays(content: bytes, path: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    name = ""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with np.load(io.BytesIO(content), allow_pickle=False) as members:
+            for name in members.files:
+                arrays[name] = members[name]
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path}: not plain arrays ({error}); train again") from error
+        raise CheckpointError(f"{path}: array {name} is not a plain array ({error}); train again") from error
+    return arrays

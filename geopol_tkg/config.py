@@ -75,6 +75,7 @@ class TrainConfig:
     patience: int = 15  # epochs without a better valid MRR
     eval_interval: int = 1  # epochs between validations
     checkpoint_interval: int = 10  # epochs between saves of the last state
+    checkpoint_seconds: float = 600.0  # most seconds between these, inside an epoch too
     grad_clip: float = 1.0  # global norm
     optimiser: Optimiser = "adam"  # adam adds the weight decay to the gradient, adamw to the update
     weight_decay: float = 1e-5

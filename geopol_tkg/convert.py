@@ -1,4 +1,4 @@
-"""A JAX checkpoint to a PyTorch ``.pt`` file, checked against the JAX scores before it gets its name."""
+"""A JAX checkpoint to a file for PyTorch, checked against the JAX scores before it gets its name."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,20 @@ from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 
+if TYPE_CHECKING:
+    from geopol_tkg.evaluation.results import Ranks
+    from geopol_tkg.models.base import Forecaster
+    from geopol_tkg.torch.predictor import TKGPredictor
+
+FileFormat = Literal["pt", "safetensors", "torch-export", "onnx"]
 Rearrange = Callable[[np.ndarray], np.ndarray]
+
+SUFFIXES: dict[FileFormat, str] = {
+    "pt": ".pt",
+    "safetensors": ".safetensors",
+    "torch-export": ".pt2",
+    "onnx": ".onnx",
+}
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -60,55 +73,74 @@ def convert(
     history: HistoryVocabulary,
     *,
     output: Path,
+    file_format: FileFormat = "pt",
     time: int | None = None,
     tolerance: float = PARITY_TOLERANCE,
     num_queries: int = 256,
     seed: int = 0,
+    rank: "Callable[[Forecaster], Ranks] | None" = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint, with what a forecast of the step after the dataset needs, as a ``.pt`` file.
+    """Write a checkpoint, with what a forecast of the step after the dataset needs, and a model card beside it.
 
-    The file is written under a temporary name, read back and asked ``num_queries`` queries of that step.
-    Only when no log-probability differs from JAX's by more than ``tolerance`` does it become ``output``;
-    else it is deleted, and a file that was there before stays.
+    The file is written under a temporary name, read back (formats other than ``pt`` in a fresh process) and
+    asked ``num_queries`` queries of that step. Only when no log-probability differs from JAX's by more
+    than ``tolerance`` does it become ``output``; else it is deleted, and a file that was there before stays.
 
     Args:
         dataset: has the checkpoint's ids and time axis.
         history: the dataset's, with the network's window.
         time: index of the step to forecast; by default the one after the dataset's last fact.
+        rank: ranks the test split of ``dataset`` by a forecaster; both networks must then agree on all of it.
 
     Returns:
-        ``output, model_type, num_parameters, max_abs_difference, tolerance, passed``.
+        ``output, model_type, num_parameters, max_abs_difference, tolerance, passed, format, card,
+        num_queries``, and with ``rank`` what :func:`geopol_tkg.torch.parity.compare_split` returns as ``full``.
 
     Raises:
-        GeopolTkgError: torch is not installed.
+        GeopolTkgError: torch, or what the format needs, is not installed.
         DataError: dataset or history do not fit the checkpoint.
         CheckpointError: a weight is not finite.
     """
     _require_torch()
     _require_fit(checkpoint, dataset, history)
+    from geopol_tkg.torch.card import model_card
+    from geopol_tkg.torch.modules import parameter_count
+    from geopol_tkg.torch.parity import compare_split
+
     forecaster = NetworkForecaster(
         *checkpoint.network(),
         config=checkpoint.config,
         context=ForecastContext.build(dataset, history, checkpoint.config),
         name=checkpoint.config.model_type,
     )
+    contents = file_contents(checkpoint, dataset, time=time)
+    queries = sample_queries(dataset, checkpoint.config, num_queries, seed=seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        candidate = Path(folder) / output.name
-        _write(candidate, file_contents(checkpoint, dataset, time=time))
-        queries = sample_queries(dataset, checkpoint.config, num_queries, seed=seed)
-        num_parameters, difference = _check(candidate, forecaster, queries)
-        passed = difference <= tolerance
-        if passed:
+        candidate = Path(folder) / f"written{SUFFIXES[file_format]}"
+        predictor, found = _write_and_reload(contents, candidate, file_format, queries)
+        expected = np.asarray(forecaster.at(predictor.time_index)(*queries.T))
+        difference = float(np.abs(found - expected).max())
+        result: dict[str, Any] = {
+            "output": str(output),
+            "model_type": checkpoint.config.model_type,
+            "num_parameters": parameter_count(predictor.network),
+            "max_abs_difference": difference,
+            "tolerance": tolerance,
+            "passed": difference <= tolerance,
+            "format": file_format,
+            "card": str(output.with_suffix(".md")),
+            "num_queries": num_queries,
+        }
+        if rank is not None:
+            full = compare_split(predictor, forecaster, dataset.facts, rank=rank, tolerance=tolerance)
+            result |= {"full": full, "passed": result["passed"] and full["passed"]}
+        if result["passed"]:
+            card = model_card(contents, result, output.name)
             os.replace(candidate, output)
-    return {
-        "output": str(output),
-        "model_type": checkpoint.config.model_type,
-        "num_parameters": num_parameters,
-        "max_abs_difference": difference,
-        "tolerance": tolerance,
-        "passed": passed,
-    }
+            with replace_file(Path(result["card"])) as file:
+                file.write(card.encode())
+    return result
 
 
 def torch_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -125,9 +157,16 @@ def torch_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def file_contents(checkpoint: Checkpoint, dataset: Dataset, *, time: int | None = None) -> dict[str, Any]:
     """What the file holds, with NumPy arrays where it has tensors."""
-    from geopol_tkg.torch.predictor import FORMAT_VERSION
+    from geopol_tkg.torch.facts import KnownFacts
+    from geopol_tkg.torch.files import FORMAT_VERSION
 
-    triples, counts = np.unique(dataset.facts[:, :3], axis=0, return_counts=True)
+    known = KnownFacts.build(
+        dataset.facts,
+        num_entities=dataset.num_entities,
+        num_relations=dataset.num_relations,
+        history_length=checkpoint.config.history_length,
+        time_index=time,
+    )
     relations = np.bincount(dataset.facts[:, 1], minlength=dataset.num_relations)
     entities = np.bincount(dataset.facts[:, [0, 2]].ravel(), minlength=dataset.num_entities)
     return {
@@ -139,29 +178,29 @@ def file_contents(checkpoint: Checkpoint, dataset: Dataset, *, time: int | None 
         "relation_to_id": checkpoint.relation_to_id,
         "relation_frequency": relations.astype(np.int64),
         "entity_frequency": entities.astype(np.int64),
-        "triple_frequency": {"triples": triples.astype(np.int32), "counts": counts.astype(np.int32)},
+        "triple_frequency": {"triples": known.triples, "counts": known.counts, "last_seen": known.last_seen},
         "epoch": checkpoint.epoch,
-        "metrics": json.loads(json.dumps(checkpoint.metrics, default=lambda number: number.item())),
-        "context": _forecast_context(dataset, checkpoint.config, _next_time(dataset) if time is None else time),
+        "metrics": _plain(checkpoint.metrics),
+        "training": {
+            "dataset": {key: value for key, value in checkpoint.dataset.items() if key != "path"},
+            "settings": _plain(checkpoint.settings),
+        },
+        "context": {
+            "snapshots": list(known.snapshots),
+            "snapshot_times": list(known.snapshot_times),
+            "time_index": known.time_index,
+            "time": dataset.time_axis.label(known.time_index),
+            **asdict(dataset.time_axis),
+            "entity_kind": dataset.entity_kind,
+            "relation_kind": dataset.relation_kind,
+            "dataset": dataset.content_hash,
+        },
     }
 
 
-def _forecast_context(dataset: Dataset, config: ModelConfig, time: int) -> dict[str, Any]:
-    """The last snapshots, what the history window holds, and the clock."""
-    times = dataset.facts[:, 3]
-    last = dataset.timestamps[-config.history_length :]
-    start = time - config.history_window if config.history_window else int(times[0])
-    return {
-        "snapshots": [dataset.facts[times == moment, :3].astype(np.int32) for moment in last],
-        "snapshot_times": last.tolist(),
-        "history": np.unique(dataset.facts[times >= start, :3], axis=0).astype(np.int32),
-        "time_index": time,
-        "time": dataset.time_axis.label(time),
-        **asdict(dataset.time_axis),
-        "entity_kind": dataset.entity_kind,
-        "relation_kind": dataset.relation_kind,
-        "dataset": dataset.content_hash,
-    }
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same in numbers of Python, not of NumPy."""
+    return json.loads(json.dumps(values, default=lambda number: number.item()))
 
 
 def sample_queries(dataset: Dataset, config: ModelConfig, count: int, *, seed: int) -> np.ndarray:
@@ -178,23 +217,27 @@ def sample_queries(dataset: Dataset, config: ModelConfig, count: int, *, seed: i
     return np.concatenate([real, random]).astype(np.int32)
 
 
-def _check(path: Path, forecaster: NetworkForecaster, queries: np.ndarray) -> tuple[int, float]:
-    """Trainable numbers of the file's network, and its largest difference from JAX's log-probabilities."""
-    from geopol_tkg.torch.modules import parameter_count
+def _write_and_reload(
+    contents: dict[str, Any], candidate: Path, file_format: FileFormat, queries: np.ndarray
+) -> tuple["TKGPredictor", np.ndarray]:
+    """Write the file; a predictor of the same contents, and what the file answers to queries [b, 2]: [b, n]."""
+    from geopol_tkg.torch import files, program
     from geopol_tkg.torch.predictor import TKGPredictor
+    from geopol_tkg.torch.reload import fresh_scores
 
-    predictor = TKGPredictor(path, device="cpu")
-    subjects, relations = queries.T
-    expected = np.asarray(forecaster.at(predictor.time_index)(subjects, relations))
-    found = predictor.log_probabilities(subjects, relations)
-    return parameter_count(predictor.network), float(np.abs(found - expected).max())
-
-
-def _write(path: Path, contents: dict[str, Any]) -> None:
-    import torch
-
-    with replace_file(path) as file:
-        torch.save(_tensors(contents), file)
+    tensors = _tensors(contents)
+    plain = candidate.with_suffix(".pt")
+    with replace_file(plain) as file:
+        files.write_pt(tensors, file)
+    predictor = TKGPredictor(plain, device="cpu")
+    if file_format == "pt":
+        return predictor, predictor.log_probabilities(*queries.T)
+    with replace_file(candidate) as file:
+        if file_format == "safetensors":
+            files.write_safetensors(tensors, file)
+        else:
+            program.write(predictor, contents, file_format, file)
+    return predictor, fresh_scores(candidate, queries)
 
 
 def _tensors(value: Any) -> Any:
@@ -205,11 +248,7 @@ def _tensors(value: Any) -> Any:
         return {key: _tensors(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_tensors(item) for item in value]
-    return torch.tensor(value) if isinstance(value, np.ndarray) else value
-
-
-def _next_time(dataset: Dataset) -> int:
-    return int(dataset.timestamps[-1]) + 1
+    return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
 
 
 def _require_torch() -> None:

@@ -1,8 +1,14 @@
 """Checkpoints: what is loaded is what was saved, and it is what answers."""
 
+import collections
+import functools
 import json
+import os
 import pickle
+import resource
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +19,14 @@ from cli_helpers import call
 from flax import nnx
 from small_world import R, make_checkpoint, make_config, make_dataset, random_arrays
 
-from geopol_tkg.checkpoint import Checkpoint, checkpoint_paths, flatten, load_checkpoint, save_checkpoint
+from geopol_tkg.checkpoint import (
+    Checkpoint,
+    checkpoint_paths,
+    flatten,
+    load_checkpoint,
+    save_checkpoint,
+    settle_checkpoint,
+)
 from geopol_tkg.data.history import build_for
 from geopol_tkg.errors import CheckpointError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
@@ -78,13 +91,142 @@ class Trap:
 def test_nothing_in_a_file_is_executed(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint(Path("x"), replace(json_ready(checkpoint), arrays={"trap": np.array([Trap()], object)}))
-    with pytest.raises(CheckpointError, match=r"x\.npz: not plain arrays"):
+    with pytest.raises(
+        CheckpointError, match=r"x\.npz: array trap is not a plain array \(Object arrays cannot be loaded"
+    ):
         load_checkpoint(Path("x"))
     assert not Path("executed").exists()
     with np.load("x.npz", allow_pickle=True) as arrays:
         assert arrays["trap"].shape == (1,)
     assert Path("executed").exists()  # it would have been
     assert pickle.dumps(Trap())
+
+
+def small(checkpoint, epoch):
+    return replace(json_ready(checkpoint), epoch=epoch, arrays={"a": np.float32([epoch])})
+
+
+def seen_at(stem):
+    """Epoch of the checkpoint there; 0 if there is none."""
+    if not checkpoint_paths(stem)[1].exists():
+        with pytest.raises(CheckpointError, match="no checkpoint here"):
+            load_checkpoint(stem)
+        return 0
+    loaded = load_checkpoint(stem)
+    assert loaded.arrays["a"] == loaded.epoch
+    return loaded.epoch
+
+
+class Killed(BaseException):
+    """As by SIGKILL, but that the test goes on."""
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_killed_writer_leaves_the_old_pair_or_the_new_one(checkpoint, tmp_path, monkeypatch, old):
+    """Cut off at each of its calls to the system in turn; nobody tidies up."""
+    system = {name: getattr(os, name) for name in ("replace", "fsync", "chmod")}
+
+    def cut_off(name, *args):
+        calls.append(name)
+        if len(calls) > number:
+            raise Killed
+        return system[name](*args)
+
+    seen = []
+    for number in range(7):
+        stem, calls = tmp_path / str(number) / "x", []
+        if old:
+            save_checkpoint(stem, small(checkpoint, old))
+        with monkeypatch.context() as context:
+            for name in system:
+                context.setattr(os, name, functools.partial(cut_off, name))
+            context.setattr(os, "unlink", lambda _path: None)
+            with pytest.raises(Killed):
+                save_checkpoint(stem, small(checkpoint, 2))
+        seen.append(seen_at(stem))
+        settle_checkpoint(stem)
+        assert seen_at(stem) == seen[-1]
+        assert {path.name for path in stem.parent.iterdir()} <= {"x.npz", "x.json"}
+    assert seen == [old] * 6 + [2]
+    assert calls == ["fsync", "chmod", "replace"] * 2 + ["replace"]
+
+
+def test_a_reader_beside_a_writer_sees_whole_pairs(checkpoint, tmp_path):
+    stem = tmp_path / "x"
+    save_checkpoint(stem, small(checkpoint, 1))
+
+    def write():
+        for epoch in range(2, 60):
+            save_checkpoint(stem, small(checkpoint, epoch))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = [seen_at(stem)]
+    while writer.is_alive():
+        seen.append(seen_at(stem))
+    writer.join()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+    assert seen_at(stem) == 59
+
+
+def test_a_full_disk_leaves_the_old_pair(checkpoint, tmp_path):
+    """A limit on the size of files is a full disk to the writer."""
+    stem = tmp_path / "x"
+    save_checkpoint(stem, small(checkpoint, 1))
+    large = replace(small(checkpoint, 2), arrays={"a": np.zeros(100_000, np.float32)})
+    long = replace(small(checkpoint, 2), settings={"long": "x" * 100_000})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        for too_much in (large, long):
+            with pytest.raises(OSError, match="File too large"):
+                save_checkpoint(stem, too_much)
+            assert seen_at(stem) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    settle_checkpoint(stem)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npz", "x.json"}
+
+
+def test_each_flipped_byte_and_each_cut_is_found(checkpoint, tmp_path):
+    arrays = {"first": np.arange(40, dtype=np.float32), "second": np.arange(30, dtype=np.float32)}
+    stem = tmp_path / "x"
+    save_checkpoint(stem, replace(json_ready(checkpoint), arrays=arrays))
+    npz, manifest = (path.read_bytes() for path in checkpoint_paths(stem))
+    rng = np.random.default_rng(0)
+    blamed = collections.Counter()
+    for place in range(0, len(npz), 3):
+        damaged = bytearray(npz)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        checkpoint_paths(stem)[0].write_bytes(damaged)
+        blamed[refusal(stem).partition(";")[0].partition(": ")[2]] += 1
+    for name, array in {**arrays, "trained_entities": checkpoint.trained_entities}.items():
+        assert blamed[f"array {name} is damaged (its checksum differs)"] >= array.nbytes // 3
+    begun = {"trained_entities": npz.index(b"trained"), "first": npz.index(b"first"), "second": npz.index(b"second")}
+    for name, place in begun.items():
+        checkpoint_paths(stem)[0].write_bytes(npz[: place + 60])
+        assert f"truncated in or after array {name};" in refusal(stem)
+    checkpoint_paths(stem)[0].write_bytes(npz)
+    for place in range(0, len(manifest), 7):
+        damaged = bytearray(manifest)
+        damaged[place] ^= 1 << int(rng.integers(7))
+        checkpoint_paths(stem)[1].write_bytes(damaged)
+        try:
+            found = load_checkpoint(stem)
+        except CheckpointError:
+            continue
+        damaged_key = b'"json_sha256"' not in damaged  # all else is as it was
+        assert damaged_key
+        assert found.entity_to_id == checkpoint.entity_to_id
+
+
+def refusal(stem):
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(stem)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_the_last_checkpoint_resumes_and_the_best_does_not(trained):

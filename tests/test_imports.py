@@ -9,7 +9,10 @@ import geopol_tkg
 
 ROOT = Path(geopol_tkg.__file__).parent
 LAYERS = {  # what a part may import besides itself
-    "cli": {"training", "evaluation", "convert", "forecasts", "checkpoint", "models", "data", "config", "errors"},
+    "cli": {"report", "doctor", "training", "evaluation", "convert", "forecasts", "checkpoint", "models", "data"}
+    | {"config", "errors"},
+    "report": {"evaluation", "forecasts", "checkpoint", "models", "data", "config", "errors"},
+    "doctor": {"training", "models", "data", "config", "errors"},
     "convert": {"torch", "checkpoint", "models", "data", "config", "errors"},
     "forecasts": {"checkpoint", "models", "data", "config", "errors"},
     "training": {"checkpoint", "models", "data", "config", "errors"},

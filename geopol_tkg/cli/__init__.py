@@ -2,7 +2,18 @@
 
 import sys
 
-from geopol_tkg.cli import compare, convert, evaluate, ingest, predict, train, vocab  # noqa: F401
+from geopol_tkg.cli import (  # noqa: F401
+    compare,
+    convert,
+    doctor,
+    evaluate,
+    ingest,
+    predict,
+    presets,
+    report,
+    train,
+    vocab,
+)
 from geopol_tkg.cli._app import app
 from geopol_tkg.cli._boundary import run_app
 

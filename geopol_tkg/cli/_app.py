@@ -20,7 +20,7 @@ DataOption = Annotated[
     typer.Option("--data", help="Dataset directory. (default: the one trained on)", show_default=False),
 ]
 
-_ORDER = ("ingest", "vocab", "train", "eval", "compare", "predict", "convert")
+_ORDER = ("ingest", "vocab", "presets", "train", "eval", "compare", "report", "predict", "convert", "doctor")
 _WIDE = 1000  # columns without a terminal: rows are never broken
 
 

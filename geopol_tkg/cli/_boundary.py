@@ -11,7 +11,6 @@ from geopol_tkg.cli._app import Output, app
 from geopol_tkg.cli._signals import exit_on_sigterm
 from geopol_tkg.errors import GeopolTkgError, UsageError
 
-_OUT_OF_MEMORY = "out of device memory: lower --batch-size or --embedding-dim, or use --remat or --precision bf16"
 _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]  # typer exports no base of what its parser raises
 
 
@@ -30,7 +29,7 @@ def run_app() -> int:
         return 1
     except _WrongUsage as error:
         return _report(error, _usage_message(error), code=2)
-    except (GeopolTkgError, OSError, RuntimeError) as error:
+    except (GeopolTkgError, OSError, RuntimeError, MemoryError) as error:
         message = _explain(error)
         if message is None:
             raise
@@ -58,4 +57,8 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{error.filename}: {reason}" if error.filename else reason
-    return _OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else None
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        from geopol_tkg.training.memory import out_of_memory
+
+        return out_of_memory(str(error))
+    return None

@@ -97,6 +97,7 @@ def choose_device(device: DeviceChoice) -> None:
     if (cache := _cache_dir()) is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if device == "gpu":
         _require_gpu("--device gpu")
     elif (platforms := os.environ.get("JAX_PLATFORMS", "")) not in ("", "cpu"):

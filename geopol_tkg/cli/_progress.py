@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -40,15 +41,21 @@ def epoch_line(result: "EpochResult", config: "TrainConfig", memory: "MemoryMete
     left = config.patience - standing.epochs_without_improvement()
     parts.append(f"patience {max(left, 0)}/{config.patience}")
     parts.append(memory_text(memory))
-    parts.append(f"{format_seconds(result.seconds)}")
-    if result.stopped is None:
-        parts.append(f"left <= {format_seconds((config.epochs - standing.epoch) * epoch_seconds)}")
-    return " | ".join(parts)
+    return " | ".join([*parts, time_text(result, config, epoch_seconds)])
+
+
+def time_text(result: "EpochResult", config: "TrainConfig", epoch_seconds: float) -> str:
+    """What the epoch took, and at most how long the others take."""
+    took = f"took {format_seconds(result.seconds)}"
+    if result.stopped is not None:
+        return took
+    return f"{took} | left <= {format_seconds((config.epochs - result.standing.epoch) * epoch_seconds)}"
 
 
 def memory_text(memory: "MemoryMeter") -> str:
-    """Memory now and the epoch's high, by its right name (VRAM, or RSS on a CPU)."""
-    return f"{memory.kind} {memory.used_mb:,.0f} MB (high {memory.epoch_high_mb:,.0f})"
+    """Memory now, the epoch's high and the limit, by its right name (VRAM, or RSS on a CPU)."""
+    limit = f" of {memory.limit_mb:,.0f}" if memory.limit_mb else ""
+    return f"{memory.kind} {memory.used_mb:,.0f} MB (high {memory.epoch_high_mb:,.0f}{limit})"
 
 
 class Heartbeat:
@@ -70,7 +77,14 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
     """Bars for epochs, steps and evaluation with the run's figures; without a terminal, lines."""
 
     def __init__(
-        self, output: Output, config: "TrainConfig", memory: "MemoryMeter", *, steps: int, first_epoch: int
+        self,
+        output: Output,
+        config: "TrainConfig",
+        memory: "MemoryMeter",
+        *,
+        steps: int,
+        first_epoch: int,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._output = output
         self._config = config
@@ -81,7 +95,7 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
         self._last_sign = time.monotonic()
         self._bars: _Bars | None = None
         if _can_animate() and not output.quiet:
-            self._bars = _Bars(config.epochs, steps, done=first_epoch - 1)
+            self._bars = _Bars(config.epochs, steps, memory, done=first_epoch - 1, is_stopping=is_stopping)
 
     def __enter__(self) -> "TrainDisplay":
         if self._bars is not None:
@@ -97,13 +111,13 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
     def step(self, done: int) -> None:
         """So many steps of the epoch are done."""
         if self._bars is not None:
-            self._bars.show("steps", done, self._steps, memory_text(self._memory))
+            self._bars.show("steps", done, self._steps)
         self._heartbeat(f"epoch {self._epoch}: step {done}/{self._steps}")
 
     def evaluating(self, done: int, total: int) -> None:
         """So many validation queries are ranked."""
         if self._bars is not None:
-            self._bars.show("validation", done, total, "queries")
+            self._bars.show("validation", done, total)
         self._heartbeat(f"epoch {self._epoch}: validation {done}/{total}")
 
     def epoch(self, result: "EpochResult") -> None:
@@ -116,7 +130,7 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
         if self._bars is None:
             self._output.note(line)
             return
-        self._bars.epoch(result.standing.epoch, line)
+        self._bars.epoch(result.standing.epoch, line.split(" | "))
         self._output.detail(line)
 
     def _heartbeat(self, text: str) -> None:
@@ -131,41 +145,55 @@ def _can_animate() -> bool:
 
 
 class _Bars:
-    """Two bars, and below them the last epoch's figures on lines that 80 columns hold."""
+    """Bars for the epochs, the steps of one and its validation; below them figures on lines that 80 columns hold."""
 
-    def __init__(self, epochs: int, steps: int, *, done: int) -> None:
+    def __init__(
+        self, epochs: int, steps: int, memory: "MemoryMeter", *, done: int, is_stopping: Callable[[], bool]
+    ) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        note = TextColumn("{task.fields[note]}", markup=False)
-        columns = (TextColumn("{task.description:<10}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), note)
+        columns = (TextColumn("{task.description:<12}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, auto_refresh=False)
-        self._epochs = self._progress.add_task("epochs", total=epochs, completed=done, note="")
-        self._task = self._progress.add_task("steps", total=steps, note="compiling")
-        self._figures = ""
+        self._tasks = {
+            "epochs": self._progress.add_task("epochs", total=epochs, completed=done),
+            "steps": self._progress.add_task("  steps", total=steps),
+            "validation": self._progress.add_task("  validation", visible=False),
+        }
+        self._memory = memory
+        self._is_stopping = is_stopping
+        self._figures: list[str] = []
+        self._times: list[str] = []
         console = Console(stderr=True)
         self.live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
-    def show(self, what: str, done: int, total: int, note: str) -> None:
-        """Where the epoch is."""
-        self._progress.update(self._task, description=what, completed=done, total=total, note=note)
+    def show(self, what: str, done: int, total: int) -> None:
+        """Where the epoch is; a bar that is done stays until it begins anew."""
+        task = self._tasks[what]
+        if done < self._progress.tasks[task].completed:
+            self._progress.reset(task)
+        self._progress.update(task, completed=done, total=total, visible=True)
 
-    def epoch(self, number: int, line: str) -> None:
+    def epoch(self, number: int, parts: list[str]) -> None:
         """An epoch is over; its figures stay until the next one's."""
-        parts = line.split(" | ")[1:]
-        middle = (len(parts) + 1) // 2
-        self._figures = " | ".join(parts[:middle]) + "\n" + " | ".join(parts[middle:])
-        self._progress.update(self._epochs, completed=number)
-        self._progress.reset(self._task, description="steps", note="")
+        place = next(i for i, part in enumerate(parts) if part.startswith(self._memory.kind))
+        self._figures, self._times = parts[1:place], parts[place + 1 :]
+        self._progress.update(self._tasks["epochs"], completed=number)
 
     def stop(self) -> None:
         """Leave the epochs and the last figures on the screen."""
-        self._progress.update(self._task, visible=False)
+        self._is_stopping = lambda: False
+        for what in ("steps", "validation"):
+            self._progress.update(self._tasks[what], visible=False)
         self.live.stop()
 
     def _render(self) -> "Group":
         from rich.console import Group
         from rich.text import Text
 
-        return Group(self._progress, *([Text(self._figures)] if self._figures else []))
+        lines = [" | ".join(self._figures)] if self._figures else []
+        lines.append(" | ".join([memory_text(self._memory), *self._times]))
+        if self._is_stopping():
+            lines.append("stopping: the step in hand is finished and saved; once more ends at once")
+        return Group(self._progress, *map(Text, lines))

@@ -3,24 +3,29 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import typer
 
 from geopol_tkg.cli._app import Output, new_table, plain
-from geopol_tkg.cli._progress import TrainDisplay
+from geopol_tkg.cli._progress import TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
 from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.data.files import write_json
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
 from geopol_tkg.models.forecaster import NetworkForecaster
 from geopol_tkg.training.loop import EpochResult
+from geopol_tkg.training.memory import as_size, free_bytes
 from geopol_tkg.training.run import RunFiles, TrainingRun
-from geopol_tkg.training.trackers import TrainingLogger, start_wandb
+from geopol_tkg.training.trackers import TrainingLogger, start_wandb, system_description
 
-_STATUS = {"patience": "early_stopped", "epochs": "completed"}  # others are called what stopped the run
+# by what stopped the run, where it is not called the same
+_STATUS = {"patience": "early_stopped", "epochs": "completed", "None": "failed"}
+_OF_THE_DATASET = ("num_entities", "num_relations", "num_words", "num_static_edges")
 _SHOWN = ("epochs_trained", "best_epoch", "best_mrr", "total_time", "checkpoint", "last", "run_dir")
 
 
@@ -32,11 +37,18 @@ def train(
     files: RunFiles,
     output: Output,
     resume: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     wandb: bool | None = False,
+    options: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Train a network and report; exits with 130 or 143 after a signal, the state being saved."""
-    with StopSignals() as signals:
+    """Train a network and report; exits with 130 or 143 after a signal, the state being saved.
+
+    Args:
+        options: of the command line, ``value`` and ``origin`` each; kept with the run.
+    """
+    with StopSignals() as signals, nullcontext() if dry_run else files.locked():
+        files.check(resume=resume, overwrite=overwrite or dry_run)
         validation = _Validation(dataset, signals)
         history = _history(dataset, model.history_window, output)
         run = TrainingRun(dataset, history, model=model, config=config, files=files, validate=validation, resume=resume)
@@ -46,7 +58,7 @@ def train(
             if signals:
                 raise typer.Exit(signals.exit_code)
             return
-        result = _train(run, output, validation, wandb=_start_wandb(wandb, run, output))
+        result = _train(run, output, validation, wandb=wandb, resume=resume, options=options or {})
         content = _summary(run, result)
     table = new_table("", "")
     for name in _SHOWN:
@@ -103,23 +115,43 @@ def _announce(run: TrainingRun, dataset: Dataset, output: Output) -> None:
         output.note(f"resuming after epoch {run.standing.epoch}, step {run.standing.step_in_epoch} of the next")
 
 
-def _train(run: TrainingRun, output: Output, validation: _Validation, *, wandb: Any | None) -> EpochResult | None:
+def _train(
+    run: TrainingRun,
+    output: Output,
+    validation: _Validation,
+    *,
+    wandb: bool | None,
+    resume: bool,
+    options: dict[str, dict[str, Any]],
+) -> EpochResult | None:
     """Run all epochs; the last result, or None when a resumed run had nothing left to do."""
+    should_stop = _stop_reason(run.config.max_time, validation.signals)
+    _compile(run, output)
+    run.begin()
     done = run.standing.epoch
+    description = describe_run(run, options)
+    write_json(run.files.run_dir / "config.json", description)
     logger = TrainingLogger(
         run.files.run_dir,
         run.files.metrics,
         model=run.model.model_type,
         first_epoch=done + 1,
-        wandb_run=wandb,
+        wandb_run=_start_wandb(wandb, run, description, output, resume=resume),
         warn=output.note,
     )
+    logger.describe(description)
     result = None
-    display = TrainDisplay(output, run.config, run.memory, steps=len(run.plan), first_epoch=done + 1)
+    display = TrainDisplay(
+        output,
+        run.config,
+        run.memory,
+        steps=len(run.plan),
+        first_epoch=done + 1,
+        is_stopping=lambda: bool(validation.signals),
+    )
     validation.progress = display.evaluating
     try:
         with display:
-            should_stop = _stop_reason(run.config.max_time, validation.signals)
             for result in run.epochs(logger, should_stop=should_stop, on_step=display.step):
                 if result.standing.epoch > done:
                     display.epoch(result)
@@ -127,6 +159,31 @@ def _train(run: TrainingRun, output: Output, validation: _Validation, *, wandb: 
     finally:
         logger.close(_summary(run, result))
     return result
+
+
+def _compile(run: TrainingRun, output: Output) -> None:
+    """Compile the largest step; refuses what cannot fit before anything is written."""
+    if run.standing.ending(run.config) is not None:
+        return
+    output.note("compiling the optimiser step")
+    started = time.perf_counter()
+    largest = run.require_memory()
+    needed = as_size(largest.argument_bytes + largest.temporary_bytes)
+    output.note(f"compiled in {format_seconds(time.perf_counter() - started)}; a step needs {needed}")
+
+
+def describe_run(run: TrainingRun, options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The resolved settings with their origins, the dataset, and the system."""
+    settings = run.settings()
+    dataset = settings.pop("dataset")
+    derived = {name: {"value": value, "origin": _origin(name)} for name, value in settings.items()}
+    resolved = {name: entry | {"value": settings.get(name, entry["value"])} for name, entry in options.items()}
+    return {"options": derived | resolved, "dataset": dataset, "system": system_description(run.device)}
+
+
+def _origin(name: str) -> str:
+    """Of a setting that is no option."""
+    return "dataset" if name in _OF_THE_DATASET else "default"
 
 
 def _stop_reason(max_time: float, signals: StopSignals) -> Callable[[], str | None]:
@@ -140,14 +197,17 @@ def _stop_reason(max_time: float, signals: StopSignals) -> Callable[[], str | No
     return reason
 
 
-def _start_wandb(wanted: bool | None, run: TrainingRun, output: Output) -> Any | None:
+def _start_wandb(
+    wanted: bool | None, run: TrainingRun, description: dict[str, Any], output: Output, *, resume: bool
+) -> Any | None:
     configured = bool(os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
     if not (configured if wanted is None else wanted):
         return None
     try:
-        return start_wandb(run.files.run_dir, run.settings())
+        return start_wandb(run.files.run_dir, description, resume=resume)
     except Exception as error:  # noqa: BLE001 - a tracker must never stop training
-        output.note(f"warning: no Weights & Biases for this run: {' '.join(str(error).split())}")
+        mend = "; install 'geopol-tkg[wandb]'" if isinstance(error, ModuleNotFoundError) else ""
+        output.note(f"warning: no Weights & Biases for this run: {' '.join(str(error).split())}{mend}")
         return None
 
 
@@ -176,16 +236,23 @@ def _shown(value: Any) -> Any:
 
 def _report_dry_run(run: TrainingRun, output: Output) -> None:
     started = time.perf_counter()
-    shapes = run.compiled_memory()
+    shapes = run.step_memory()
+    needed = max(shape.argument_bytes + shape.temporary_bytes for shape in shapes)
+    free = free_bytes(run.device)
     content = {
         "status": "dry_run",
         "model_type": run.model.model_type,
         "num_parameters": run.num_parameters,
         "steps_per_epoch": len(run.plan),
         "compile_seconds": round(time.perf_counter() - started, 2),
-        "shapes": shapes,
+        "needed_bytes": needed,
+        "free_bytes": free,
+        "shapes": [asdict(shape) for shape in shapes],
     }
-    table = new_table(*(name.replace("_", " ") for name in shapes[0]))
+    table = new_table(*(name.replace("_", " ") for name in asdict(shapes[0])))
     for shape in shapes:
-        table.add_row(*(f"{value:,}" for value in shape.values()))
-    output.result(content, "Dry run: step shapes and the memory they need", table)
+        table.add_row(*(f"{value:,}" for value in asdict(shape).values()))
+    seconds = format_seconds(time.perf_counter() - started)
+    there = "" if free is None else f", {as_size(free)} are free"
+    lines = (f"compiled in {seconds}; a step needs {as_size(needed)}{there}",)
+    output.result(content, "Dry run: step shapes and the bytes they need", table, *lines)

@@ -1,13 +1,19 @@
-"""``geopol-tkg convert``: a checkpoint to a PyTorch ``.pt``."""
+"""``geopol-tkg convert``: a checkpoint to a file for PyTorch."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import PARITY_TOLERANCE
+
+if TYPE_CHECKING:
+    from geopol_tkg.evaluation.results import Ranks
+    from geopol_tkg.forecasts import LoadedModel
+    from geopol_tkg.models.base import Forecaster
 
 
 @app.command("convert")
@@ -21,6 +27,17 @@ def command(
         Path | None,
         typer.Option("--output", help="File to write. (default: <model>_trained.pt beside it)", show_default=False),
     ] = None,
+    file_format: Annotated[
+        Literal["pt", "safetensors", "torch-export", "onnx"],
+        typer.Option(
+            "--format",
+            help="pt and safetensors hold all that TKGPredictor needs; torch-export (.pt2) and onnx are a program "
+            "that scores queries of the next step.",
+        ),
+    ] = "pt",
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare scores, ranks and MRR over the whole test split too.")
+    ] = False,
     tolerance: Annotated[
         float,
         typer.Option(min=0, callback=opt.finite, help="Largest difference of log-probabilities, JAX against PyTorch."),
@@ -29,33 +46,67 @@ def command(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Write weights, labels, frequencies and context as one .pt, checked against the JAX scores.
+    """Write weights, labels, frequencies and context as one file, checked against the JAX scores.
 
-    Exits with 3, and leaves no file, when PyTorch's scores differ by more than the tolerance.
+    A model card (.md) is written beside it. Exits with 3, and leaves no file, when PyTorch's scores differ by more
+    than the tolerance.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
-    from geopol_tkg.convert import convert
+    from geopol_tkg.convert import SUFFIXES, convert
     from geopol_tkg.forecasts import load_model, next_time
 
     model = load_model(stem, None if data is None else opt.open_dataset(data))
-    path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained.pt"
+    path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained{SUFFIXES[file_format]}"
     content = convert(
         model.checkpoint,
         model.alignment.known,
         model.history(),
         output=path,
+        file_format=file_format,
         time=next_time(model.alignment),
         tolerance=tolerance,
+        rank=_ranking(model, output) if full else None,
     )
     table = new_table("", "")
-    for name, value in content.items():
+    for name, value in _flat(content):
         table.add_row(name.replace("_", " "), plain(value))
     output.result(content, f"Converted {stem}" if content["passed"] else f"NOT converted: {stem}", table)
     if not content["passed"]:
-        output.note(
-            f"{path} was not written: PyTorch's scores differ by {content['max_abs_difference']:.3g}, "
-            f"more than --tolerance {tolerance:g}"
-        )
+        output.note(f"{path} was not written: {_reason(content)}")
         raise typer.Exit(3)
+
+
+def _ranking(model: "LoadedModel", output: Output) -> "Callable[[Forecaster], Ranks]":
+    """Ranks the test split of the facts that the network knows the labels of, in its own ids."""
+    from geopol_tkg.cli._progress import Heartbeat
+    from geopol_tkg.evaluation.evaluator import evaluate
+
+    def rank(forecaster: "Forecaster") -> "Ranks":
+        return evaluate(
+            forecaster,
+            model.alignment.known,
+            known_entities=model.checkpoint.trained_entities,
+            progress=Heartbeat(output, f"ranking {forecaster.name}"),
+        )
+
+    return rank
+
+
+def _flat(content: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows of the table: the parity over the test split without its metrics by stratum."""
+    full = content.get("full", {})
+    rows = [(name, value) for name, value in content.items() if name != "full"]
+    return rows + [(f"test {name}", value) for name, value in full.items() if name != "metrics"]
+
+
+def _reason(content: dict[str, Any]) -> str:
+    difference, tolerance = content["max_abs_difference"], content["tolerance"]
+    if difference > tolerance:
+        return f"PyTorch's scores differ by {difference:.3g}, more than --tolerance {tolerance:g}"
+    full = content["full"]
+    return (
+        f"over the test split PyTorch's scores differ by {full['max_relative_difference']:.3g} (--tolerance "
+        f"{tolerance:g}), {full['beyond_ties']} ranks beyond ties, MRR {full['mrr']:.4f} against {full['mrr_jax']:.4f}"
+    )

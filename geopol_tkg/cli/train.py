@@ -8,6 +8,8 @@ import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app
+from geopol_tkg.cli._config import options_with_origins
+from geopol_tkg.cli._presets import take_preset
 from geopol_tkg.config import (
     DEFAULT_MODEL_DIR,
     IngestConfig,
@@ -19,7 +21,7 @@ from geopol_tkg.config import (
     Schedule,
     TrainConfig,
 )
-from geopol_tkg.errors import TrainingError, UsageError
+from geopol_tkg.errors import UsageError
 
 _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
@@ -39,12 +41,21 @@ def _number(text: str, **more: Any) -> typer.models.OptionInfo:
 
 @app.command("train")
 def command(
+    context: typer.Context,
     dataset: Annotated[
         str | None,
         typer.Argument(
             help="Dataset directory, or events to ingest first. (default: data/gdelt; if there is none, the "
             "bundled sample)",
             show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        _model(
+            "Published settings, below all other options; geopol-tkg presets lists them.",
+            callback=take_preset,
+            is_eager=True,
         ),
     ] = None,
     model: Annotated[ModelType, _model("Which network.")] = ModelConfig.model_type,
@@ -99,6 +110,9 @@ def command(
     checkpoint_interval: Annotated[
         int, _run("Epochs between saves of the last state.", min=1)
     ] = _DEFAULTS.checkpoint_interval,
+    checkpoint_seconds: Annotated[
+        float, _number("Most seconds between these, inside an epoch too.")
+    ] = _DEFAULTS.checkpoint_seconds,
     precision: Annotated[
         Precision, _run("Of matrix products; auto = bf16 on a GPU, f32 on a CPU.")
     ] = _DEFAULTS.precision,
@@ -154,8 +168,7 @@ def command(
     from geopol_tkg.training.run import RunFiles
 
     files = RunFiles(model_dir, logdir / (run_name or model), model)
-    if (old := files.existing()) and not (resume or overwrite or dry_run):
-        raise TrainingError(f"{old} exists: --resume goes on with it, --overwrite replaces it")
+    files.check(resume=resume, overwrite=overwrite or dry_run)
     data = open_or_ingest(dataset, ingest_config, output)
     sizes = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
@@ -164,7 +177,18 @@ def command(
         sizes |= StaticGraph.from_labels(data.entities).sizes()
     network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes))
     settings = TrainConfig(**_given(TrainConfig, chosen))
-    train(data, network, settings, files=files, output=output, resume=resume, dry_run=dry_run, wandb=wandb)
+    train(
+        data,
+        network,
+        settings,
+        files=files,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        wandb=wandb,
+        options=options_with_origins(context),
+    )
 
 
 def _given(config_type: type, chosen: dict[str, Any], **others: Any) -> dict[str, Any]:

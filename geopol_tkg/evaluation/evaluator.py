@@ -19,7 +19,8 @@ from geopol_tkg.evaluation.ranking import rank_counts, ranks, target_scores
 from geopol_tkg.evaluation.results import Ranks
 from geopol_tkg.models.base import Forecaster, ScoreFunction
 
-_FEWEST_PAIRS = 64  # padded lists of excluded pairs are at least this long, so that few shapes compile
+_MOST_QUERIES, _FEWEST_QUERIES, _MOST_SCORES = 256, 16, 1 << 24
+_FEWEST_PAIRS, _MORE_PAIRS = 512, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -36,7 +37,7 @@ def evaluate(
     *,
     split: SplitName = "test",
     filter: FilterName = "time",
-    block_size: int = 256,
+    block_size: int | None = None,
     known_entities: np.ndarray | None = None,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +46,7 @@ def evaluate(
 
     Args:
         filter: which other true answers are no candidates: those of the same time, of any time, none.
-        block_size: queries scored at once; blocks are padded to it.
+        block_size: queries scored at once; blocks are padded to it. By default :func:`default_block_size`.
         known_entities: bool [n], what the forecaster was trained on; by default, what train facts name.
         should_stop: asked before each block.
         progress: called with the queries done and their total after each timestamp.
@@ -58,6 +59,7 @@ def evaluate(
     facts = dataset.facts_of(split)
     if not len(facts):
         raise DataError(f"the {split} split is empty: nothing to evaluate")
+    block_size = block_size or default_block_size(dataset.num_entities)
     answers = _Answers(dataset, facts, filter)
     counted = []
     done = 0
@@ -73,6 +75,11 @@ def evaluate(
         if progress is not None:
             progress(done, 2 * len(facts))
     return Ranks.of(dataset, facts, np.concatenate(counted, axis=1), horizon=forecaster.horizon, known=known_entities)
+
+
+def default_block_size(num_entities: int) -> int:
+    """Queries scored at once: 256, or fewer where there are so many entities that their scores need the room."""
+    return max(_FEWEST_QUERIES, min(_MOST_QUERIES, _MOST_SCORES // num_entities))
 
 
 def _timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -149,8 +156,10 @@ def _device_counter() -> Callable[..., Any]:
 
 
 def _padded(rows: np.ndarray, columns: np.ndarray, out_of_range: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs padded to a power of two with rows that do not exist."""
-    size = max(_FEWEST_PAIRS, 1 << max(len(rows) - 1, 0).bit_length())
+    """Pairs padded to one of few lengths with rows that do not exist."""
+    size = _FEWEST_PAIRS
+    while size < len(rows):
+        size *= _MORE_PAIRS
     padding = size - len(rows)
     return (
         np.pad(rows, (0, padding), constant_values=out_of_range).astype(np.int32),

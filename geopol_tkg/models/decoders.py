@@ -75,7 +75,7 @@ class ConvTransE(nnx.Module):
         kernel, bias = self.conv_weight[...].reshape(width * num_inputs, channels), self.conv_bias[...]
 
         def moments(function: Callable[[Queries], Moments]) -> Moments | None:
-            return None if key is None else merged(over_blocks(function, queries, num_blocks))
+            return None if key is None else merged(over_blocks(function, queries, num_blocks, mask=queries.mask))
 
         def stacked(part: Queries) -> Array:
             return jnp.stack(inputs(part), axis=-1)
@@ -97,7 +97,7 @@ class ConvTransE(nnx.Module):
             x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]
             return dropout(x, self.rate, hidden_key, part.row)
 
-        x = map_rows(hidden, queries, num_blocks)
+        x = map_rows(hidden, queries, num_blocks, mask=queries.mask)
         factor, offset = self.output_norm.fit(None if key is None else masked_moments(x, queries.mask))
         return jax.nn.relu(x * factor + offset)
 

@@ -22,6 +22,11 @@ from geopol_tkg.models.graph import (
 from geopol_tkg.models.layers import DTypeLike, GRUCell, Moments, dot, dropout, l2_normalise, split_key
 from geopol_tkg.models.static_graph import StaticGraphLayer, static_drift
 
+_MOST_ROWS = 1 << 16  # entities updated at once
+# A loop over few snapshots of large embeddings is written out: it saves copies for the backward pass, and
+# more of them would take too long to compile.
+_UNROLLED, _LARGE = 3, 1 << 18
+
 
 class Window(NamedTuple):
     """The snapshots that a query may look at.
@@ -96,7 +101,7 @@ class EvolutionEncoder(nnx.Module):
             gates = fixed_gates + jnp.tile(dot(context, input_weight[dim:], dtype), (2, 1))
             relations = l2_normalise(self.relation_gru.update(gates, state.relations, dtype))
             convolved, moments = self._convolve(snapshot, state.entities, relations, step_key, dtype)
-            entities = self.update(l2_normalise(convolved), state.entities, dtype)
+            entities = self._updated(convolved, state.entities, dtype)
             drift = state.drift
             if self.static is not None and key is not None:
                 drift += static_drift(origin, entities, number, self.config.static_angle)
@@ -107,9 +112,20 @@ class EvolutionEncoder(nnx.Module):
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
         start = Evolved(origin, initial, jnp.zeros((), origin.dtype))
         numbers = jnp.cumsum(window.ordinals >= 0) - 1
-        evolved, moments = jax.lax.scan(body, start, (window.ordinals, numbers, keys))
+        unroll = len(window.ordinals) <= _UNROLLED and origin.size >= _LARGE
+        evolved, moments = jax.lax.scan(body, start, (window.ordinals, numbers, keys), unroll=unroll)
         self._remember(moments)
         return evolved._replace(entities=self.finish(evolved.entities))
+
+    def _updated(self, convolved: Array, entities: Array, dtype: DTypeLike) -> Array:
+        """The update of all rows; of very many in blocks, recomputed in the backward pass."""
+
+        def update(rows: tuple[Array, Array]) -> Array:
+            return self.update(l2_normalise(rows[0]), rows[1], dtype)
+
+        if len(entities) <= _MOST_ROWS:
+            return update((convolved, entities))
+        return jax.lax.map(jax.checkpoint(update, prevent_cse=False), (convolved, entities), batch_size=_MOST_ROWS)
 
     def _cut(self, window: Window, ordinal: Array, shape: WindowShape) -> Snapshot:
         num_entities = self.config.num_entities

@@ -47,7 +47,7 @@ class ForecastContext:
             snapshots=snapshots,
             history=history,
             graph=GraphArrays.put(snapshots),
-            object_history=jnp.asarray(history.objects.targets),
+            object_history=jax.device_put(history.objects.targets),
             shape=window_shape(snapshots, np.arange(len(snapshots.times))),
         )
 
@@ -81,7 +81,7 @@ class NetworkForecaster:
         """Evolve the snapshots before ``min(time, horizon)``; the result scores queries of ``time``."""
         visible = time if self.horizon is None else min(time, self.horizon)
         ordinals = self._context.snapshots.before(visible, self._config.history_length)
-        window = Window(self._context.graph, jnp.asarray(ordinals))
+        window = Window(self._context.graph, jax.device_put(ordinals))
         evolved = _evolve(self._graphdef, self._state, window, shape=self._context.shape)
         return partial(self._score, evolved, time, visible)
 
@@ -92,10 +92,10 @@ class NetworkForecaster:
             self._graphdef,
             self._state,
             evolved,
-            jnp.asarray(np.stack([subjects, relations]).astype(np.int32)),
-            jnp.int32(time),
+            np.stack([subjects, relations]).astype(np.int32),
+            np.int32(time),
             self._context.object_history,
-            jnp.asarray(slices),
+            slices,
             capacity=_capacity(needed),
         )
 

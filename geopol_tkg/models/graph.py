@@ -44,7 +44,7 @@ class GraphArrays(NamedTuple):
         """Copy to the default device."""
         parts = (snapshots.edges, snapshots.connected, snapshots.members)
         arrays = [array for part in parts for array in (*part.columns, part.starts)]
-        return cls(*(jnp.asarray(array) for array in arrays))
+        return cls(*jax.device_put(arrays))
 
 
 class Snapshot(NamedTuple):

@@ -78,13 +78,13 @@ def dropout(x: Array, rate: float, key: Array | None, rows: Array | None = None)
     rows = jnp.arange(len(x)) if rows is None else rows
     width = x.size // len(x)
     position = (rows.astype(jnp.uint32)[:, None] * width + jnp.arange(width, dtype=jnp.uint32)).reshape(x.shape)
-    keep = _hash(_hash(position ^ seeds[0]) + seeds[1]) >= jnp.uint32(rate * 2**32)
+    keep = _hash(position ^ seeds[0], seeds[1]) >= jnp.uint32(rate * 2**32)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _hash(x: Array) -> Array:
-    """32-bit finaliser of MurmurHash3 (Appleby, public domain): every input bit flips half of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+def _hash(x: Array, seed: Array) -> Array:
+    """32-bit finaliser of MurmurHash3 (Appleby, public domain), with a seed between its two products."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) + seed
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 

@@ -113,7 +113,7 @@ class Network(nnx.Module):
             mixture = self._mixture(task, own, part, history, dtype)
             return mixture_nll(mixture, target, label_smoothing=label_smoothing)
 
-        return map_rows(block, (vectors, queries, targets), num_blocks)
+        return map_rows(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
 
     def _vectors(
         self, task: Task, queries: Queries, *, key: Array | None, dtype: DTypeLike, num_blocks: int

@@ -1,149 +1,332 @@
-"""Forecasts of the next time step from a ``.pt`` file alone: no jax, no dataset."""
+"""Forecasts from a ``.pt`` file alone: no jax, no dataset."""
 
-import difflib
-import pickle
-import struct
-from functools import cached_property
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax
 
-from geopol_tkg.config import DEFAULT_MODEL_DIR, ModelConfig
-from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
-from geopol_tkg.torch.layers import with_inverses
-from geopol_tkg.torch.modules import Evolved, Network, Queries, build_network
+from geopol_tkg.errors import DataError, GeopolTkgError
+from geopol_tkg.torch import frequency
+from geopol_tkg.torch.clock import Clock
+from geopol_tkg.torch.facts import KnownFacts, Matches
+from geopol_tkg.torch.files import default_path, read, restore
+from geopol_tkg.torch.labels import Labels, checked_ids
+from geopol_tkg.torch.modules import Evolved, Queries
 
-FORMAT_VERSION = 1
-DEFAULT_FILES = ("tirgn_trained.pt", "regcn_trained.pt")
-# What torch.load has been seen to raise on damaged files.
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
-    *(pickle.UnpicklingError, struct.error),
-)
-_NEEDED = ("model_config", "model_state_dict", "entity_to_id", "relation_to_id", "triple_frequency", "context")
+Time = str | datetime | None
+Unknown = Literal["error", "zero"]
+_LATEST = np.iinfo(np.int32).max
 
 
-class SeenObjects:
-    """Which objects stand with a subject and relation, in both directions, in facts [f, 3]."""
+class Update(NamedTuple):
+    """What became of the facts given to :meth:`TKGPredictor.update`."""
 
-    def __init__(self, facts: Tensor, *, num_entities: int, num_relations: int) -> None:
-        subject, relation, object_ = with_inverses(facts.long(), num_relations).unbind(1)
-        keys, order = torch.sort(subject * 2 * num_relations + relation)
-        self._keys, self._objects = keys.contiguous(), object_[order]
-        self._num_entities, self._num_relations = num_entities, num_relations
-
-    def mask(self, subjects: Tensor, relations: Tensor) -> Tensor:
-        """Objects seen for each query, int64 [b] each: bool [b, n]."""
-        wanted = subjects * 2 * self._num_relations + relations
-        low = torch.searchsorted(self._keys, wanted).tolist()
-        high = torch.searchsorted(self._keys, wanted, right=True).tolist()
-        seen = torch.zeros(len(wanted), self._num_entities, dtype=torch.bool, device=wanted.device)
-        for row, (start, end) in enumerate(zip(low, high, strict=True)):
-            seen[row, self._objects[start:end]] = True
-        return seen
+    added: int
+    repeated: int  # given twice, or known already
+    skipped: int  # name a label that the model does not know
 
 
 class TKGPredictor:
-    """A trained network and the facts it looks at; answers queries of the step after the last fact.
+    """A trained network and the facts it looks at.
+
+    The snapshots are evolved at the first forecast, and again only after :meth:`update`. Threads may
+    forecast and update at once: each forecast sees the facts before or after an update, never half.
 
     Args:
-        path: a file that ``geopol-tkg convert`` wrote; by default ``models/tkg/tirgn_trained.pt``, else
-            ``models/tkg/regcn_trained.pt``.
+        path: a ``.pt`` or ``.safetensors`` that ``geopol-tkg convert`` wrote; by default
+            ``models/tkg/tirgn_trained.pt``, else ``models/tkg/regcn_trained.pt``.
         device: ``auto`` (CUDA where there is one), or any name that torch knows.
 
     Attributes:
         config: the network's sizes and settings.
-        network: the network in evaluation mode.
+        network: the network in evaluation mode; after a change of its weights, call ``update([])``.
         entity_to_id, relation_to_id: ids by label.
-        time_index: steps from the first timestamp to the one that is forecast.
-        time: when that step begins.
+        facts: what is known of the past.
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or of another format version.
         GeopolTkgError: the device is not there.
+
+    What the forecasts take:
+        top: how many rows.
+        at: the time to forecast, after the last facts known; by default the step that follows them.
+        baseline: go by how often facts were true in the past (``frequency``), not by the network.
+        unknown: what an unknown label brings: ``error`` a DataError that names the nearest labels, ``zero``
+            a probability of zero, and so no rows.
+
+    Rows are dictionaries, likeliest first: a label under ``object``, ``subject`` or ``relation``;
+    ``probability``, which sums to one over all that could stand there; ``seen_before``, whether the fact was
+    ever true; ``last_seen``, when (None: never).
     """
 
     def __init__(self, path: str | Path | None = None, device: str = "auto") -> None:
-        self.path = _default_path() if path is None else Path(path)
+        self.path = default_path() if path is None else Path(path)
         self.device = _device(device)
-        contents = _read(self.path)
-        self.config, self.network = _restore(self.path, contents)
+        contents = read(self.path)
+        self.config, self.network, self.facts = restore(self.path, contents)
         self.network.to(self.device).eval()
-        self.entity_to_id: dict[str, int] = contents["entity_to_id"]
-        self.relation_to_id: dict[str, int] = contents["relation_to_id"]
-        context = contents["context"]
-        self.time_index: int = context["time_index"]
-        self.time: str = context["time"]
-        self._snapshots = [facts.long().to(self.device) for facts in context["snapshots"]]
-        self._history = self._seen_objects(context["history"])
-        self._past = self._seen_objects(contents["triple_frequency"]["triples"])
-        self._entities = sorted(self.entity_to_id, key=self.entity_to_id.__getitem__)
+        self._entities = Labels(contents["entity_to_id"], "entity")
+        self._relations = Labels(contents["relation_to_id"], "relation")
+        self.entity_to_id, self.relation_to_id = self._entities.ids, self._relations.ids
+        self._clock = Clock.of(contents["context"])
+        self._evolved: tuple[KnownFacts, Evolved] | None = None
+        self._updating = Lock()
+
+    @property
+    def time_index(self) -> int:
+        """Steps from the first timestamp to the one that is forecast by default."""
+        return self.facts.time_index
+
+    @property
+    def time(self) -> str:
+        """When that step begins."""
+        return self._clock.label(self.time_index)
 
     def predict(
-        self, subject: str, relation: str, top: int = 10, *, direction: Literal["object", "subject"] = "object"
+        self,
+        subject: str,
+        relation: str,
+        top: int = 10,
+        at: Time = None,
+        *,
+        baseline: bool = False,
+        unknown: Unknown = "error",
     ) -> list[dict[str, Any]]:
-        """The likeliest objects of ``(subject, relation, ?)`` in the next step, best first.
-
-        Args:
-            subject: the entity that is given; with direction ``subject`` it is the fact's object, and
-                ``(?, relation, entity)`` is asked.
-            top: how many.
-
-        Returns:
-            For each: its label under the key ``object`` (or ``subject``); ``probability``, which sums to
-            one over all entities; ``seen_before``, whether the fact has ever been seen.
+        """The likeliest objects of ``(subject, relation, ?)``.
 
         Raises:
-            DataError: a label that the model does not know, or no such direction.
+            DataError: a label that the model does not know, or a time that is past.
         """
-        if direction not in ("object", "subject"):
-            raise DataError(f"direction {direction!r} is neither object nor subject")
-        entity_id = _look_up(subject, self.entity_to_id, "entity")
-        relation_id = _look_up(relation, self.relation_to_id, "relation")
-        if direction == "subject":
-            relation_id += self.config.num_relations
-        query = np.array([entity_id]), np.array([relation_id])
-        probabilities = np.exp(self.log_probabilities(*query)[0])
-        seen = self._past.mask(*self._put(*query))[0].tolist()
-        return [
-            {direction: self._entities[i], "probability": float(probabilities[i]), "seen_before": seen[i]}
-            for i in np.argsort(-probabilities, kind="stable")[:top].tolist()
-        ]
+        query = self._query(unknown, (self._entities, subject), (self._relations, relation))
+        if query is None:
+            return []
+        scores, matches = self._score_objects(*query, at, baseline)
+        return self._rows("object", self._entities, scores[0], matches, top)
 
-    @torch.inference_mode()
-    def log_probabilities(self, subjects: np.ndarray, relations: np.ndarray) -> np.ndarray:
-        """Log-probabilities of all entities as objects in the next step: float32 [b, n].
+    def predict_subjects(
+        self,
+        relation: str,
+        object: str,
+        top: int = 10,
+        at: Time = None,
+        *,
+        baseline: bool = False,
+        unknown: Unknown = "error",
+    ) -> list[dict[str, Any]]:
+        """The likeliest subjects of ``(?, relation, object)``; raises as :meth:`predict` does."""
+        query = self._query(unknown, (self._entities, object), (self._relations, relation))
+        if query is None:
+            return []
+        scores, matches = self._score_objects(query[0], query[1] + self.config.num_relations, at, baseline)
+        return self._rows("subject", self._entities, scores[0], matches, top)
+
+    def predict_relations(
+        self,
+        subject: str,
+        object: str,
+        top: int = 10,
+        at: Time = None,
+        *,
+        baseline: bool = False,
+        unknown: Unknown = "error",
+    ) -> list[dict[str, Any]]:
+        """The likeliest relations of ``(subject, ?, object)``; raises as :meth:`predict` does."""
+        query = self._query(unknown, (self._entities, subject), (self._entities, object))
+        if query is None:
+            return []
+        scores, matches = self._score_relations(*query, at, baseline)
+        return self._rows("relation", self._relations, scores[0], matches, top)
+
+    def score(
+        self,
+        subject: str,
+        relation: str,
+        object: str,
+        at: Time = None,
+        *,
+        baseline: bool = False,
+        unknown: Unknown = "error",
+    ) -> float:
+        """Probability of the object, given subject and relation; raises as :meth:`predict` does."""
+        labels = (self._entities, subject), (self._relations, relation), (self._entities, object)
+        query = self._query(unknown, *labels)
+        if query is None:
+            return 0.0
+        subjects, relations, objects = query
+        return float(np.exp(self.scores(subjects, relations, objects, at, baseline=baseline)[0]))
+
+    def scores(
+        self,
+        subjects: np.ndarray,
+        relations: np.ndarray,
+        objects: np.ndarray,
+        at: Time = None,
+        *,
+        baseline: bool = False,
+    ) -> np.ndarray:
+        """Log-probability of each object, given subject and relation: float32 [b] from ids [b]."""
+        objects = checked_ids(objects, self.config.num_entities, "object")
+        return self.log_probabilities(subjects, relations, at, baseline=baseline)[np.arange(len(objects)), objects]
+
+    def log_probabilities(
+        self, subjects: np.ndarray, relations: np.ndarray, at: Time = None, *, baseline: bool = False
+    ) -> np.ndarray:
+        """Log-probabilities of all entities as objects: float32 [b, n].
 
         Args:
             subjects, relations: ids [b]; a relation ``r + R`` asks for the subjects of ``r``.
+
+        Raises:
+            DataError: no such id, or a time that is past.
         """
-        first, second = self._put(subjects, relations)
-        seen = self._history.mask(first, second)
-        queries = Queries(first, second, self.time_index, seen)
-        return self.network.entity_log_probabilities(self._evolved, queries).cpu().numpy()
+        return self._score_objects(subjects, relations, at, baseline)[0]
 
-    @cached_property
-    @torch.inference_mode()
-    def _evolved(self) -> Evolved:
-        return self.network.encoder(self._snapshots)
+    def relation_log_probabilities(
+        self, subjects: np.ndarray, objects: np.ndarray, at: Time = None, *, baseline: bool = False
+    ) -> np.ndarray:
+        """Log-probabilities of all relations from subject to object, without inverses: float32 [b, r] from ids [b].
 
-    def _seen_objects(self, facts: Tensor) -> SeenObjects:
-        sizes = {"num_entities": self.config.num_entities, "num_relations": self.config.num_relations}
-        return SeenObjects(facts.to(self.device), **sizes)
+        Raises:
+            DataError: no such id, or a time that is past.
+        """
+        return self._score_relations(subjects, objects, at, baseline)[0]
 
-    def _put(self, *ids: np.ndarray) -> list[Tensor]:
-        return [torch.as_tensor(array, dtype=torch.int64, device=self.device) for array in ids]
+    def update(self, facts: Iterable[Any] | np.ndarray, *, unknown: Literal["error", "skip"] = "error") -> Update:
+        """Append facts that have become known; the forecast moves to the step after the last of them.
 
+        Args:
+            facts: rows ``(subject, relation, object, time)`` of labels, times as in ``at``; or integers [f, 4], ids and
+                time indices. None may lie before the last facts known; their step may be completed.
+            unknown: ``skip`` leaves out facts that name a label the model does not know.
 
-def _default_path() -> Path:
-    paths = [Path(DEFAULT_MODEL_DIR) / name for name in DEFAULT_FILES]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise CheckpointError(f"no {paths[0]} and no {paths[1]} here; run geopol-tkg convert, or give a path")
-    return found
+        Raises:
+            DataError: an unknown label or id, a time that cannot be read, or one before the last facts known.
+                Nothing is appended then.
+        """
+        if isinstance(facts, np.ndarray) and np.issubdtype(facts.dtype, np.integer):
+            rows, skipped = facts.reshape(-1, 4).astype(np.int64), 0
+            last = int(rows[:, 3].max(initial=-1))
+        else:
+            rows, skipped, last = self._translate(facts, unknown)
+        with self._updating:
+            known = self.facts
+            self._require_new(rows, last, known)
+            added = len(known.new_among(rows))
+            self.facts = known.extended(rows, time_index=max(known.time_index, last + 1))
+        return Update(added, len(rows) - added, skipped)
+
+    def evolved(self) -> Evolved:
+        """Embeddings after the last snapshot known, without gradients; not to be changed."""
+        return self._evolve(self.facts)
+
+    def _translate(self, facts: Iterable[Any], unknown: str) -> tuple[np.ndarray, int, int]:
+        """Facts by label as int64 [f, 4], how many are left out, and the last time index of all."""
+        rows, skipped, last = [], 0, -1
+        for fact in facts:
+            try:
+                subject, relation, object_, time = fact
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{fact!r} is not (subject, relation, object, time)") from error
+            labels = (self._entities, subject), (self._relations, relation), (self._entities, object_)
+            ids = self._query("zero" if unknown == "skip" else "error", *labels)
+            index = self._clock.index(time)
+            last = max(last, index)
+            if ids is None:
+                skipped += 1
+            else:
+                rows.append([*(int(array[0]) for array in ids), index])
+        return np.array(rows, np.int64).reshape(-1, 4), skipped, last
+
+    def _require_new(self, rows: np.ndarray, last: int, known: KnownFacts) -> None:
+        entities, relations = self.config.num_entities, self.config.num_relations
+        for column, (what, size) in enumerate([("subject", entities), ("relation", relations), ("object", entities)]):
+            checked_ids(rows[:, column], size, what)
+        if last >= _LATEST:
+            raise DataError(f"a fact with time index {last}: too far ahead")
+        if len(rows) and known.snapshot_times and int(rows[:, 3].min()) < known.snapshot_times[-1]:
+            found, wanted = self._clock.label(int(rows[:, 3].min())), self._clock.label(known.snapshot_times[-1])
+            raise DataError(f"a fact of {found} lies before the last known, those of {wanted}: it cannot be appended")
+
+    @torch.no_grad()
+    def _score_objects(
+        self, subjects: np.ndarray, relations: np.ndarray, at: Time, baseline: bool
+    ) -> tuple[np.ndarray, Matches]:
+        facts, size = self.facts, self.config.num_entities
+        subjects = checked_ids(subjects, size, "subject")
+        relations = checked_ids(relations, 2 * self.config.num_relations, "relation")
+        time, matches = self._time_index(facts, at), facts.objects(subjects, relations)
+        if baseline:
+            return frequency.log_shares(frequency.object_scores(facts, subjects, relations)), matches
+        queries = self._queries(subjects, relations, time, matches, size)
+        return self.network.entity_log_probabilities(self._evolve(facts), queries).cpu().numpy(), matches
+
+    @torch.no_grad()
+    def _score_relations(
+        self, subjects: np.ndarray, objects: np.ndarray, at: Time, baseline: bool
+    ) -> tuple[np.ndarray, Matches]:
+        facts, size = self.facts, self.config.num_relations
+        subjects = checked_ids(subjects, self.config.num_entities, "subject")
+        objects = checked_ids(objects, self.config.num_entities, "object")
+        time, matches = self._time_index(facts, at), facts.relations(subjects, objects)
+        if baseline:
+            return frequency.log_shares(frequency.relation_scores(facts, subjects, objects)[:, :size]), matches
+        queries = self._queries(subjects, objects, time, matches, 2 * size)
+        both = self.network.relation_log_probabilities(self._evolve(facts), queries)
+        return log_softmax(both[:, :size], dim=1).cpu().numpy(), matches
+
+    @torch.no_grad()
+    def _evolve(self, facts: KnownFacts) -> Evolved:
+        cached = self._evolved
+        if cached is None or cached[0] is not facts:
+            cached = facts, self.network.encoder([self._put(snapshot) for snapshot in facts.snapshots])
+            self._evolved = cached
+        return cached[1]
+
+    def _queries(self, first: np.ndarray, second: np.ndarray, time: int, matches: Matches, size: int) -> Queries:
+        window = self.config.history_window
+        seen = matches.mask((len(first), size), since=time - window if window else None)
+        return Queries(self._put(first), self._put(second), time, torch.from_numpy(seen).to(self.device))
+
+    def _put(self, ids: np.ndarray) -> Tensor:
+        return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
+
+    def _time_index(self, facts: KnownFacts, at: Time) -> int:
+        if at is None:
+            return facts.time_index
+        time = self._clock.index(at)
+        if facts.snapshot_times and time <= facts.snapshot_times[-1]:
+            last = self._clock.label(facts.snapshot_times[-1])
+            raise DataError(f"{at} is not after the last facts known, those of {last}: only what follows is forecast")
+        if time > _LATEST:
+            raise DataError(f"{at}: too far ahead")
+        return time
+
+    @staticmethod
+    def _query(unknown: str, *asked: tuple[Labels, str]) -> list[np.ndarray] | None:
+        """An id [1] for each label; None when one is unknown and brings ``zero``."""
+        if unknown == "zero" and any(label not in labels.ids for labels, label in asked):
+            return None
+        return [np.array([labels.look_up(label)]) for labels, label in asked]
+
+    def _rows(self, what: str, labels: Labels, scores: np.ndarray, matches: Matches, top: int) -> list[dict[str, Any]]:
+        if top < 1:
+            raise DataError(f"top is {top}, wanted 1 or more")
+        last_seen = dict(zip(matches.candidate.tolist(), matches.last_seen.tolist(), strict=True))
+        return [
+            {
+                what: labels.names[i],
+                "probability": float(np.exp(scores[i])),
+                "seen_before": i in last_seen,
+                "last_seen": self._clock.label(last_seen[i]) if i in last_seen else None,
+            }
+            for i in np.argsort(-scores, kind="stable")[:top].tolist()
+        ]
 
 
 def _device(name: str) -> torch.device:
@@ -153,40 +336,3 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise GeopolTkgError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What the file holds; executes no code from it."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no .pt file here; run geopol-tkg convert first")
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{path}: damaged, or no plain .pt file ({type(error).__name__})") from error
-    if not isinstance(contents, dict) or "format_version" not in contents:
-        raise CheckpointError(f"{path}: not written by geopol-tkg convert (no format_version)")
-    if contents["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format_version {contents['format_version']}, wanted {FORMAT_VERSION}")
-    if missing := [key for key in _NEEDED if key not in contents]:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    return contents
-
-
-def _restore(path: Path, contents: dict[str, Any]) -> tuple[ModelConfig, Network]:
-    try:
-        config = ModelConfig(**contents["model_config"])
-        network = build_network(config)
-        network.load_state_dict(contents["model_state_dict"])
-    except (TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: weights and model_config do not fit: {reason:.200}") from error
-    return config, network
-
-
-def _look_up(label: str, ids: dict[str, int], what: str) -> int:
-    if label in ids:
-        return ids[label]
-    folded = {known.casefold(): known for known in ids}
-    near = difflib.get_close_matches(label.casefold(), folded, n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(folded[match] for match in near)}?" if near else ""
-    raise DataError(f"{what} {label!r} is unknown to the model{hint}")

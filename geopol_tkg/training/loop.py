@@ -15,9 +15,23 @@ from geopol_tkg.training.plan import StepPlan
 from geopol_tkg.training.step import StepData, Trainer, TrainState, initial_state
 
 _STEPS_IN_FLIGHT = 4
+_PAUSED = "paused"
 
 Evaluate = Callable[[TrainState], dict[str, Any] | None]
 StopReason = Callable[[], str | None]
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a gradient is not finite.
+
+    Attributes:
+        epoch, step: 1, 2, ...; the step is that of the epoch.
+        time: index of its timestamp.
+    """
+
+    def __init__(self, *, epoch: int, step: int, time: int) -> None:
+        super().__init__(f"loss or gradient not finite at step {step} of epoch {epoch} (time index {time})")
+        self.epoch, self.step, self.time = epoch, step, time
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch came to.
+    """What an epoch came to, or the part of one that is to be saved (``standing.step_in_epoch > 0``).
 
     Attributes:
         metrics: of validation; None in an epoch without one.
+        seconds: of the epoch so far, in this process.
         stopped: why the loop ends here ("patience", "epochs", or what ``should_stop`` said), else None.
-            A run that was asked to stop inside an epoch has ``standing.step_in_epoch > 0``.
     """
 
     standing: Standing
@@ -77,6 +91,7 @@ def fit(
     standing: Standing,
     should_stop: StopReason,
     on_step: Callable[[int], None],
+    should_save: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochResult]:
     """Train epoch by epoch until the epochs or the patience are used up, or ``should_stop`` says so.
 
@@ -85,25 +100,35 @@ def fit(
         standing: where to go on; ``Standing()`` for a new run.
         should_stop: asked after every step and during validation; a reason ends the run.
         on_step: told how many steps of the epoch are done.
+        should_save: asked after every step; if so, the part of the epoch is a result of its own, to be
+            saved before the next one is asked for: its state is used up then.
 
     Raises:
-        TrainingError: a loss is not finite; names the epoch, step and timestamp.
+        NotFiniteError: a loss or gradient is not finite.
     """
-    loss = 0.0
+    loss = earlier = 0.0
+    key = jax.random.key(config.seed)
     while standing.ending(config) is None:
         started = time.perf_counter()
-        state, steps, reason = _run_epoch(trainer, state, plan, data, config, standing, should_stop, on_step)
-        loss = _mean_loss(state, plan, standing.epoch + 1) if steps else loss
+        state, steps, reason = _run_epoch(
+            trainer, state, plan, data, config, key, standing, should_stop, on_step, should_save
+        )
+        loss = _mean_loss(state, plan, config.seed, standing.epoch + 1) if steps else loss
         done = steps == len(plan) and reason is None
         wants_metrics = done and _is_evaluated(standing.epoch + 1, config)
         metrics = evaluate(state) if wants_metrics else None
         reason = reason or should_stop()
         seconds = time.perf_counter() - started
         standing = replace(standing, elapsed=standing.elapsed + seconds)
+        seconds, earlier = earlier + seconds, 0.0
         if not done or (wants_metrics and metrics is None):
             standing = replace(standing, step_in_epoch=steps)
-            yield EpochResult(standing, state, loss, None, False, seconds, reason)
-            return
+            is_paused = reason == _PAUSED
+            yield EpochResult(standing, state, loss, None, False, seconds, None if is_paused else reason)
+            if not is_paused:
+                return
+            earlier = seconds
+            continue
         improved = metrics is not None and metrics["mrr"] > standing.best_mrr
         standing = _advance(standing, metrics if improved else None)
         stopped = reason or standing.ending(config)
@@ -124,35 +149,36 @@ def _run_epoch(
     plan: StepPlan,
     data: StepData,
     config: TrainConfig,
+    key: jax.Array,
     standing: Standing,
     should_stop: StopReason,
     on_step: Callable[[int], None],
+    should_save: Callable[[], bool],
 ) -> tuple[TrainState, int, str | None]:
-    """Run the rest of an epoch; steps done, and why it ended early."""
-    key = jax.random.key(config.seed)
+    """Run the rest of an epoch, or up to the first step that is not finite; steps done, and why it ended early."""
     order = epoch_order(plan, seed=config.seed, epoch=standing.epoch + 1)
-    device_order = jnp.asarray(order, jnp.int32)
+    device_order = jax.device_put(order.astype(np.int32))
     in_flight: list[jax.Array] = []
     for done in range(standing.step_in_epoch, len(order)):
         if reason := should_stop():
             return state, done, reason
         shape = plan.shapes[plan.shape_of[order[done]]]
         state = trainer.step(state, data, device_order, key, shape=shape)
-        in_flight.append(jnp.copy(state.step))
-        if len(in_flight) > _STEPS_IN_FLIGHT:
-            in_flight.pop(0).block_until_ready()
+        in_flight.append(jnp.copy(state.failed_step))
+        if len(in_flight) > _STEPS_IN_FLIGHT and jax.device_get(in_flight.pop(0)) >= 0:  # all that an epoch moves
+            return state, done + 1, None
         on_step(done + 1)
+        if should_save():
+            return state, done + 1, _PAUSED
     return state, len(order), None
 
 
-def _mean_loss(state: TrainState, plan: StepPlan, epoch: int) -> float:
-    failed, count = int(state.failed_step), int(state.query_count)
+def _mean_loss(state: TrainState, plan: StepPlan, seed: int, epoch: int) -> float:
+    failed, count, loss_sum = jax.device_get((state.failed_step, state.query_count, state.loss_sum))
     if failed >= 0:
-        raise TrainingError(
-            f"loss is not finite in epoch {epoch} at time index {plan.times[failed]} (step {failed}): "
-            "checkpoints saved before it are good; lower --lr or use --precision f32"
-        )
-    return float(state.loss_sum) / max(count, 1)
+        step = int(np.flatnonzero(epoch_order(plan, seed=seed, epoch=epoch) == failed)[0]) + 1
+        raise NotFiniteError(epoch=epoch, step=step, time=int(plan.times[failed]))
+    return float(loss_sum) / max(int(count), 1)
 
 
 def _is_evaluated(epoch: int, config: TrainConfig) -> bool:

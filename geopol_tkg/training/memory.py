@@ -1,11 +1,113 @@
-"""Memory in use: the device's where it can tell, this process's resident memory on a CPU."""
+"""Memory in use and memory needed: the device's where it can tell, the machine's on a CPU."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 
+from geopol_tkg.config import TrainConfig
+
 _MB = 1 << 20
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What the optimiser steps of one shape need.
+
+    Attributes:
+        argument_bytes: the state and the data, there from the start.
+        temporary_bytes: more while a step runs.
+    """
+
+    steps: int
+    queries: int
+    edges: int
+    argument_bytes: int
+    temporary_bytes: int
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Memory that this process can still take; None where nobody tells (a CPU without /proc)."""
+    if device.platform != "cpu":
+        statistics = device.memory_stats() or {}
+        return statistics["bytes_limit"] - statistics["bytes_in_use"] if "bytes_limit" in statistics else None
+    known = [free for free in (_proc_bytes("MemAvailable"), _cgroup_free()) if free is not None]
+    return min(known, default=None)
+
+
+def too_little_memory(step: StepMemory, free: int, device: jax.Device, config: TrainConfig) -> str:
+    """One line for a step that cannot fit: what it needs, what there is, what lowers it."""
+    return (
+        f"too little memory on {device.device_kind}: a step of {step.queries:,} queries needs "
+        f"{as_size(step.temporary_bytes)} beside the {as_size(step.argument_bytes)} of the network and the data, and "
+        f"{as_size(free)} are free: {_advice(config)}"
+    )
+
+
+def out_of_memory(message: str) -> str:
+    """One line for what jax or numpy says when memory runs out.
+
+    Args:
+        message: of the exception; names the bytes that were asked for.
+    """
+    device = jax.devices()[0]
+    asked = re.search(r"(\d+) bytes|([\d.]+ ?[KMGTPE]i?B)", message)
+    wanted = "" if asked is None else f": {as_size(int(asked[1])) if asked[1] else asked[2]} more were asked for"
+    free = free_bytes(device)
+    left = "" if free is None else f", {as_size(free)} are free"
+    return f"out of memory on {device.device_kind}{wanted}{left}: {_advice(None)}"
+
+
+def as_size(count: int) -> str:
+    """``512 MB``, ``1.5 GB``; powers of 1024."""
+    return f"{count / (_MB << 10):,.1f} GB" if count >= _MB << 10 else f"{count / _MB:,.0f} MB"
+
+
+def _advice(config: TrainConfig | None) -> str:
+    """The options that lower memory and are not in use."""
+    more = [
+        option
+        for option, in_use in (
+            ("--remat", config and config.remat),
+            ("--num-negatives", config and config.num_negatives),
+            ("--precision bf16", config and config.precision == "bf16"),
+        )
+        if not in_use
+    ]
+    lower = "lower --batch-size, --block-size, --history-length or --embedding-dim"
+    return f"{lower}, or use {' or '.join(more)}" if more else lower
+
+
+def _proc_bytes(name: str) -> int | None:
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """A figure of the container's memory; None without a container or a limit."""
+    path = _CGROUP / name
+    text = path.read_text().strip() if path.exists() else "max"
+    return int(text) if text.isdecimal() else None
+
+
+def _cgroup_free() -> int | None:
+    limit, used = _cgroup_bytes("memory.max"), _cgroup_bytes("memory.current")
+    if limit is None or used is None:
+        return None
+    cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    return limit - used + (int(cached[1]) if cached else 0)
+
+
+def _limit_bytes(device: jax.Device) -> int:
+    """Of the device's allocator, or of the machine; 0 where nobody tells."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", 0)
+    return min((limit for limit in (_proc_bytes("MemTotal"), _cgroup_bytes("memory.max")) if limit), default=0)
 
 
 @dataclass
@@ -16,17 +118,22 @@ class MemoryMeter:
         used_mb: at the last sample.
         epoch_high_mb: highest sample since :meth:`new_epoch`; the epoch before's until the first one.
         run_peak_mb: highest since the start (on a GPU as its allocator counted it).
+        limit_mb: all there is to use; 0 where nobody tells.
     """
 
     device: jax.Device
     used_mb: float = 0.0
     epoch_high_mb: float = 0.0
     run_peak_mb: float = 0.0
+    limit_mb: float = field(init=False)
     _is_new_epoch: bool = False
 
     @property
     def kind(self) -> str:
         return "RSS" if self.device.platform == "cpu" else "VRAM"
+
+    def __post_init__(self) -> None:
+        self.limit_mb = _limit_bytes(self.device) / _MB
 
     def new_epoch(self) -> None:
         self._is_new_epoch = True

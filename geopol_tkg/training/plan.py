@@ -14,9 +14,8 @@ from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError
 from geopol_tkg.models.graph import WindowShape, window_shape
 
-MAX_SHAPES = 3
-_LEAST_SHARE = 0.2  # of the steps, for a shape of their own
-_SLACK = 0.3  # a step that needs up to 1.2 times a half still counts as half
+MAX_SHAPES = 2
+_LEAST_SAVING = 0.1  # of the padded queries, for which a second shape is worth its compilation
 _ROUND_TO = 8
 
 
@@ -27,6 +26,7 @@ class StepShape(NamedTuple):
         queries: all of the step, in equal blocks.
         blocks: how many.
         object_history, relation_history: entries of the history vocabulary that a block's queries see.
+        rows: entities that a step reads at most, a sample's left out; 0 where a step scores all.
     """
 
     window: WindowShape
@@ -34,6 +34,7 @@ class StepShape(NamedTuple):
     blocks: int
     object_history: int
     relation_history: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def plan_steps(
     batch_size: int,
     seed: int,
     block_size: int = TrainConfig.block_size,
+    sampled: bool = False,
 ) -> StepPlan:
     """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
 
-    A step of more than ``block_size`` queries is computed in blocks of no more than that.
+    A step of more than ``block_size`` queries is computed in blocks of no more than that. Where the softmax
+    is ``sampled``, the entities that each step reads are counted.
 
     The first timestamp has no past and is skipped. Queries of a timestamp are dealt to its steps at
     random, once, in steps of nearly equal size.
@@ -97,30 +100,42 @@ def plan_steps(
     relation_slices = history.relation_slices(subject, object_, time)
     lengths = np.stack([part[:, 1] - part[:, 0] for part in (object_slices, relation_slices)], axis=1)
     windows = np.array([window_shape(snapshots, window) for window in ordinals])
-    shape_of, shapes = choose_shapes(windows, starts, counts, lengths, block_size)
+    rows = np.zeros(len(starts), np.int64)
+    if sampled:
+        rows = 2 * (counts + 1) + np.add.reduceat(lengths[:, 0], starts) + _connected_counts(snapshots, ordinals)
+    shape_of, shapes = choose_shapes(windows, starts, counts, lengths, rows, block_size)
     return StepPlan(both[:, :3], object_slices, relation_slices, starts, counts, step_times, ordinals, shape_of, shapes)
 
 
 def choose_shapes(
-    windows: np.ndarray, starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, block_size: int
+    windows: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    lengths: np.ndarray,
+    rows: np.ndarray,
+    block_size: int,
 ) -> tuple[np.ndarray, tuple[StepShape, ...]]:
-    """At most three shapes, each for the steps that need about half of the next larger one or less.
+    """At most two shapes, the second for smaller steps: where it saves most padded queries, if it saves enough.
 
-    Queries are what most of a step's time goes with, so they decide; a shape that few steps would use is
-    not worth its compilation.
+    Queries are what most of a step's time goes with, so they decide. Steps of a block or more share a
+    shape: blocks without queries cost nothing.
 
     Args:
         windows: int [s, 3], each step's window shape.
         starts, counts: int [s], each step's queries.
         lengths: int [q, 2], of each query's slices of the object and the relation history.
+        rows: int [s], entities that each step reads; 0 for all.
 
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
-    level = np.clip(np.floor(-np.log2(counts / counts.max()) + _SLACK), 0, MAX_SHAPES - 1).astype(int)
-    for rare in range(MAX_SHAPES - 1, 0, -1):
-        if (level == rare).mean() < _LEAST_SHARE:
-            level[level == rare] = rare - 1
+    size = np.minimum(counts, block_size)
+    bound, steps = np.unique(size, return_counts=True)
+    up_to = np.cumsum(steps)
+    padded = up_to * bound + (len(size) - up_to) * bound[-1]
+    best = int(np.argmin(padded))
+    pays = padded[best] <= (1 - _LEAST_SAVING) * len(size) * bound[-1]
+    level = (size <= bound[best]).astype(int) if pays else np.zeros(len(size), int)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:
@@ -129,7 +144,8 @@ def choose_shapes(
         block = _round_up(math.ceil(counts[own].max() / blocks))
         history = _largest_blocks(starts[own], counts[own], lengths, block)
         window = WindowShape(*(_round_up(size) for size in windows[own].max(axis=0).tolist()))
-        shapes.append(StepShape(window, blocks * block, blocks, *(_round_up(size) for size in history.tolist())))
+        objects, relations = (_round_up(size) for size in history.tolist())
+        shapes.append(StepShape(window, blocks * block, blocks, objects, relations, int(rows[own].max())))
     return shape_of.astype(np.int32), tuple(shapes)
 
 
@@ -142,6 +158,17 @@ def _largest_blocks(starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray,
         high = starts + np.minimum(first + block, counts)
         largest = np.maximum(largest, (before[high] - before[low]).max(axis=0))
     return largest
+
+
+def _connected_counts(snapshots: Snapshots, ordinals: np.ndarray) -> np.ndarray:
+    """How many entities have an edge in each step's window, ordinals [s, k]: int64 [s]."""
+    entities, starts = snapshots.connected.columns[0], snapshots.connected.starts
+    windows, step_of = np.unique(ordinals, axis=0, return_inverse=True)
+    counts = [
+        len(np.unique(np.concatenate([entities[starts[i] : starts[i + 1]] for i in window if i >= 0])))
+        for window in windows
+    ]
+    return np.array(counts, np.int64)[step_of]
 
 
 def _round_up(size: int) -> int:

@@ -1,6 +1,8 @@
 """A training run: a dataset and settings to checkpoints on disk and metrics in the trackers."""
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from filelock import FileLock, Timeout
 from flax import nnx
 
 from geopol_tkg.checkpoint import (
@@ -17,7 +20,10 @@ from geopol_tkg.checkpoint import (
     fill,
     flatten,
     load_checkpoint,
+    read_manifest,
+    remove_checkpoint,
     save_checkpoint,
+    settle_checkpoint,
 )
 from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.dataset import Dataset
@@ -26,8 +32,8 @@ from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import CheckpointError, TrainingError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 from geopol_tkg.models.network import parameter_count
-from geopol_tkg.training.loop import EpochResult, Standing, StopReason, fit
-from geopol_tkg.training.memory import MemoryMeter
+from geopol_tkg.training.loop import EpochResult, NotFiniteError, Standing, StopReason, fit
+from geopol_tkg.training.memory import MemoryMeter, StepMemory, free_bytes, too_little_memory
 from geopol_tkg.training.plan import plan_steps
 from geopol_tkg.training.step import (
     TrainState,
@@ -69,6 +75,39 @@ class RunFiles:
         paths += sorted(self.run_dir.glob("events.out.tfevents.*"))
         return next((path for path in paths if path.exists()), None)
 
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse to replace an earlier run unasked, and to resume what is not there.
+
+        Raises:
+            TrainingError: files of an earlier run.
+            CheckpointError: nothing to resume.
+        """
+        if resume:
+            read_manifest(checkpoint_paths(self.last)[1])
+        elif not overwrite and (old := self.existing()):
+            raise TrainingError(f"{old} exists: --resume goes on with it, --overwrite replaces it")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only run that writes here, and tidy up after one that was killed.
+
+        Raises:
+            TrainingError: another run is at work.
+        """
+        with ExitStack() as held:
+            for folder in sorted({self.model_dir.resolve(), self.run_dir.resolve()}):
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FileLock(folder / ".lock", timeout=0))
+                except Timeout as error:
+                    raise TrainingError(
+                        f"{folder}: another run is writing here; "
+                        "wait for it, or choose another --model-dir and --run-name"
+                    ) from error
+            for stem in (self.best, self.last):
+                settle_checkpoint(stem)
+            yield
+
 
 class TrainingRun:
     """Everything a run needs, built once; :meth:`epochs` trains.
@@ -100,7 +139,8 @@ class TrainingRun:
         self.memory = MemoryMeter(self.device)
         self._dataset = dataset
         earlier = load_checkpoint(files.last) if resume else None
-        self._has_last = earlier is not None
+        self._is_saved = earlier is not None
+        self._save_after = time.monotonic() + self.config.checkpoint_seconds
         if earlier is not None:
             self._refuse_other(earlier)
         self._validate = validate
@@ -113,6 +153,7 @@ class TrainingRun:
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             block_size=self.config.block_size,
+            sampled=self.config.num_negatives > 0,
         )
         self._trainer, self._state = make_trainer(
             model,
@@ -137,12 +178,22 @@ class TrainingRun:
         """All settings, resolved, and the dataset's description."""
         return {**asdict(self.model), **asdict(self.config), "dataset": describe_dataset(self._dataset)}
 
+    def begin(self) -> None:
+        """Save the untrained state of a new run, so that it can be resumed whenever it is killed."""
+        if not self._is_saved:
+            self._save_last(EpochResult(self.standing, self._state, 0.0, None, False, 0.0, None))
+
     def epochs(
         self, logger: TrainingLogger, *, should_stop: StopReason, on_step: Callable[[int], None]
     ) -> Iterator[EpochResult]:
-        """Train, save and log; yields after each epoch, the checkpoints being on disk by then."""
+        """Train, save and log; yields after each epoch, the checkpoints being on disk by then.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite.
+        """
+        self.begin()
         logger.log_once({"system/total_params": self.num_parameters})
-        for result in fit(
+        results = fit(
             self._trainer,
             self._state,
             plan=self.plan,
@@ -152,33 +203,81 @@ class TrainingRun:
             standing=self.standing,
             should_stop=should_stop,
             on_step=self._sampling(on_step),
-        ):
-            completed = result.standing.epoch > self.standing.epoch
-            self.standing = result.standing
-            self._save(result)
-            if completed:
-                logger.log(result.standing.epoch, self._metrics(result))
-            self.memory.new_epoch()
-            yield result
+            should_save=self._is_due,
+        )
+        try:
+            for result in results:
+                self._keep(result, logger)
+                yield result
+        except NotFiniteError as error:
+            raise TrainingError(self._explain(error)) from error
 
-    def compiled_memory(self) -> list[dict[str, int]]:
-        """Compile each step shape and report its queries and the bytes its buffers need."""
-        rows = []
-        for number, shape in enumerate(self.plan.shapes):
+    def _keep(self, result: EpochResult, logger: TrainingLogger) -> None:
+        """Best, logs, last: should the process die in between, the last one repeats the epoch, logs and all."""
+        completed = result.standing.epoch > self.standing.epoch
+        self.standing = result.standing
+        if result.improved:
+            save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
+        elif result.standing.best_epoch == 0 and (completed or result.stopped is not None):
+            remove_checkpoint(self.files.best)  # what an overwritten run left would pass for this one's
+        if completed:
+            logger.log(result.standing.epoch, self._metrics(result))
+            self.memory.new_epoch()
+        interval_over = completed and result.standing.epoch % self.config.checkpoint_interval == 0
+        if interval_over or result.stopped is not None or self._is_due():
+            self._save_last(result)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._save_after
+
+    def _save_last(self, result: EpochResult) -> None:
+        save_checkpoint(self.files.last, self._checkpoint(result, with_resume=True))
+        self._is_saved = True
+        self._save_after = time.monotonic() + self.config.checkpoint_seconds
+
+    def _explain(self, error: NotFiniteError) -> str:
+        saved = read_manifest(checkpoint_paths(self.files.last)[1])["resume"]
+        return (
+            f"the loss or a gradient is not finite at step {error.step} of {len(self.plan)} in epoch {error.epoch}, "
+            f"with the facts of {self._dataset.time_axis.label(error.time)} (time index {error.time}); the last good "
+            f"checkpoint is {self.files.last} (epoch {saved['epoch']}, step {saved['step_in_epoch']} of the next): "
+            "lower --lr or --grad-clip, or use --precision f32"
+        )
+
+    def step_memory(self, *, only_largest: bool = False) -> list[StepMemory]:
+        """Compile each step shape (training uses the same programs) and tell the bytes its buffers need."""
+        found = []
+        shapes = self.plan.shapes
+        if only_largest:
+            shapes = (max(shapes, key=lambda shape: shape.queries),)
+        for shape in shapes:
             order = jnp.arange(len(self.plan), dtype=jnp.int32)
             key = jax.random.key(self.config.seed)
             lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)
             analysis = lowered.compile().memory_analysis()
-            rows.append(
-                {
-                    "steps": int((self.plan.shape_of == number).sum()),
-                    "queries": shape.queries,
-                    "edges": shape.window.edges,
-                    "argument_bytes": analysis.argument_size_in_bytes,
-                    "temporary_bytes": analysis.temp_size_in_bytes,
-                }
+            found.append(
+                StepMemory(
+                    steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
+                    queries=shape.queries,
+                    edges=shape.window.edges,
+                    argument_bytes=analysis.argument_size_in_bytes,
+                    temporary_bytes=analysis.temp_size_in_bytes
+                    + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
+                )
             )
-        return rows
+        return found
+
+    def require_memory(self) -> StepMemory:
+        """The largest step, which is compiled for it; refuses to start what cannot fit.
+
+        Raises:
+            TrainingError: the step needs more than is free.
+        """
+        (largest,) = self.step_memory(only_largest=True)
+        free = free_bytes(self.device)
+        if free is not None and largest.temporary_bytes > free:
+            raise TrainingError(too_little_memory(largest, free, self.device, self.config))
+        return largest
 
     def _sampling(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
         def sample(done: int) -> None:
@@ -206,22 +305,6 @@ class TrainingRun:
             names = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10")
             metrics |= {f"eval/{name}": result.metrics[name] for name in names}
         return metrics | self.memory.metrics()
-
-    def _save(self, result: EpochResult) -> None:
-        """Best first: should the process die in between, the last one repeats the epoch.
-
-        What an overwritten run left is removed until this run has its own: it would pass for this one's.
-        """
-        if result.standing.best_epoch == 0:
-            _remove(self.files.best)
-        if not self._has_last:
-            _remove(self.files.last)
-        if result.improved:
-            save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
-        due = result.standing.epoch % self.config.checkpoint_interval == 0 or not self._has_last
-        if due or result.stopped is not None:
-            save_checkpoint(self.files.last, self._checkpoint(result, with_resume=True))
-            self._has_last = True
 
     def _checkpoint(self, result: EpochResult, *, with_resume: bool) -> Checkpoint:
         state = result.state
@@ -253,7 +336,7 @@ class TrainingRun:
             fill(self._state.parameters, parameters, source=source),
             fill(self._state.statistics, statistics, source=source),
             fill(self._state.optimiser, checkpoint.optimiser, source=source),
-            step=counters["step"],
+            step=jnp.int32(counters["step"]),
         )
         self._state = restored._replace(
             loss_sum=jnp.float32(counters["loss_sum"]),
@@ -268,7 +351,7 @@ class TrainingRun:
             raise CheckpointError(f"{where}: holds no resume state; start anew with --overwrite")
         if checkpoint.dataset["content_hash"] != self._dataset.content_hash:
             raise CheckpointError(f"{where}: trained on another dataset; start anew with --overwrite")
-        free = {"patience", "max_time", "checkpoint_interval", "device"}
+        free = {"patience", "max_time", "checkpoint_interval", "checkpoint_seconds", "device"}
         if self.config.schedule == "constant":
             free.add("epochs")
         before = {**checkpoint.settings, **asdict(checkpoint.config)}
@@ -293,12 +376,6 @@ def resolve(config: TrainConfig, device: jax.Device) -> TrainConfig:
     precision = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "f32")
     remat = on_gpu if config.remat is None else config.remat
     return replace(config, precision=precision, remat=remat, device="gpu" if on_gpu else "cpu")
-
-
-def _remove(stem: Path) -> None:
-    npz, manifest = checkpoint_paths(stem)
-    manifest.unlink(missing_ok=True)
-    npz.unlink(missing_ok=True)
 
 
 def _counters(state: TrainState) -> dict[str, float | int]:

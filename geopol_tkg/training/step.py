@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -36,7 +37,7 @@ class TrainState(NamedTuple):
     step: Array  # int32, optimiser steps so far
     loss_sum: Array  # of the epoch, weighted by queries
     query_count: Array  # of the epoch
-    failed_step: Array  # int32, the first plan step of the epoch with a non-finite loss; -1 = none
+    failed_step: Array  # int32, the epoch's first plan step without a finite loss and gradient; -1 = none
     position: Array  # int32, steps of the epoch done
 
 
@@ -131,7 +132,8 @@ class Trainer:
             state.parameters, state.statistics, data, index, step_key, shape
         )
         updates, optimiser = self.optimiser.update(gradients, state.optimiser, state.parameters)
-        failed = (state.failed_step < 0) & ~jnp.isfinite(loss)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
+        failed = (state.failed_step < 0) & ~finite
         return TrainState(
             parameters=optax.apply_updates(state.parameters, updates),
             statistics=statistics,
@@ -189,26 +191,35 @@ def make_trainer(
     for name, value in (("--static-graph", model.num_words), ("--label-smoothing", config.label_smoothing)):
         if config.num_negatives and value:
             raise TrainingError(f"{name} concerns every entity: it cannot be used with --num-negatives")
-    network = build_network(model, key=jax.random.key(config.seed))
-    if static_graph is not None:
-        set_static_graph(network, static_graph)
-    graphdef, parameters, statistics = nnx.split(network, nnx.Param, FIXED)
     optimiser = make_optimiser(config, steps_per_epoch)
-    trainer = Trainer(graphdef, optimiser, config, compute_dtype, remat)
-    return trainer, initial_state(parameters, statistics, optimiser.init(parameters), step=0)
+
+    def build(seed: Array) -> Network:
+        network = build_network(model, key=jax.random.key(seed))
+        if static_graph is not None:
+            set_static_graph(network, static_graph)
+        return network
+
+    @jax.jit
+    def initialise(seed: Array) -> TrainState:
+        _, parameters, statistics = nnx.split(build(seed), nnx.Param, FIXED)
+        return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
+
+    seed = np.uint32(config.seed)
+    graphdef, _ = nnx.split(nnx.eval_shape(build, seed))
+    return Trainer(graphdef, optimiser, config, compute_dtype, remat), initialise(seed)
 
 
-def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: int) -> TrainState:
+def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: Array) -> TrainState:
     """State at the start of an epoch."""
     return TrainState(
         parameters,
         statistics,
         optimiser,
-        step=jnp.int32(step),
-        loss_sum=jnp.float32(0),
-        query_count=jnp.int32(0),
-        failed_step=jnp.int32(-1),
-        position=jnp.int32(0),
+        step=step,
+        loss_sum=jax.device_put(np.float32(0)),
+        query_count=jax.device_put(np.int32(0)),
+        failed_step=jax.device_put(np.int32(-1)),
+        position=jax.device_put(np.int32(0)),
     )
 
 
@@ -228,7 +239,7 @@ def put_step_data(
         plan.times,
         plan.ordinals,
     )
-    return StepData(GraphArrays.put(snapshots), *(None if array is None else jnp.asarray(array) for array in host))
+    return StepData(GraphArrays.put(snapshots), *jax.device_put(host))
 
 
 def _queries(data: StepData, index: Array, shape: StepShape) -> tuple[Array, Array, Array, Array]:
@@ -253,14 +264,14 @@ def _sampled(
     """A sample of entities, and a window that evolves no others than a step reads, where that is fewer."""
     num_entities = network.encoder.config.num_entities
     drawn, log_size = draw(num_entities, config.num_negatives, key=jax.random.fold_in(key, 1))
-    history_size = shape.blocks * shape.object_history if network.uses_history else 0
-    size = window.ordinals.size * shape.window.connected + 2 * shape.queries + history_size + config.num_negatives
+    size = shape.rows + config.num_negatives
     if size >= num_entities:
         return window, Sample(drawn, log_size, lambda entities: entities)
     connected = connected_entities(data.graph, window.ordinals, shape.window, num_entities=num_entities)
     read = [connected.ravel(), facts[:, 0], facts[:, 2], drawn]
     if network.uses_history:
-        read.append(entries_of(data.object_history, slices, capacity=history_size).target)
+        entries = entries_of(data.object_history, slices, capacity=shape.blocks * shape.object_history)
+        read.append(jnp.where(entries.first, entries.target, num_entities))
     rows = jnp.unique(jnp.concatenate(read), size=size, fill_value=num_entities)
 
     def number(entities: Array) -> Array:

@@ -2,14 +2,21 @@
 
 import json
 import os
+import platform
+import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from geopol_tkg.data.files import replace_file
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+_WANDB_TIMEOUT_S = 30.0
 
 
 class TrainingLogger:
@@ -37,12 +44,13 @@ class TrainingLogger:
         if first_epoch == 1:
             for old in run_dir.glob("events.out.tfevents.*"):
                 old.unlink()
-        self._writer = SummaryWriter(
+        self._writer = _summary_writer(
             str(run_dir),
             purge_step=first_epoch if first_epoch > 1 else None,
             flush_secs=5,
             filename_suffix=f".{os.getpid()}.{time.time_ns()}",
         )
+        self._is_new = first_epoch == 1
         self._model = model
         self._next_epoch = first_epoch
         self._metrics_path = metrics_path
@@ -57,6 +65,7 @@ class TrainingLogger:
         self._next_epoch = epoch + 1
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
         self._append(epoch, metrics)
         self._to_wandb(lambda run: run.log(dict(metrics), step=epoch))
 
@@ -66,11 +75,18 @@ class TrainingLogger:
             return
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, 0)
+        self._writer.flush()
         self._append(0, metrics)
         self._to_wandb(lambda run: run.summary.update(dict(metrics)))
 
+    def describe(self, content: Mapping[str, Any]) -> None:
+        """Settings and system as text, once; Weights & Biases has them from its start."""
+        if self._is_new:
+            self._writer.add_text("config", _as_text(content), 0)
+
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Flush everything; the summary goes to Weights & Biases."""
+        """Record the summary as text and flush everything."""
+        self._writer.add_text("summary", _as_text(summary), self._next_epoch - 1)
         self._writer.close()
         self._to_wandb(lambda run: run.summary.update(dict(summary)))
         self._to_wandb(lambda run: run.finish())
@@ -108,14 +124,56 @@ def _is_kept(line: str, model: str, first_epoch: int) -> bool:
         return False
 
 
-def start_wandb(run_dir: Path, settings: dict[str, Any]) -> Any:
-    """Start a Weights & Biases run named like the run's folder; raises what ``wandb`` raises."""
+def _summary_writer(*arguments: Any, **options: Any) -> "SummaryWriter":
+    """A writer; tensorboardX is kept from loading torch (over a second), which it has no use for here."""
+    is_loaded = "torch" in sys.modules
+    if not is_loaded:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not is_loaded:
+            del sys.modules["torch"]
+    return SummaryWriter(*arguments, **options)
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
+    """For TensorBoard, which shows Markdown."""
+    return "```json\n" + json.dumps(content, indent=2) + "\n```"
+
+
+def system_description(device: Any) -> dict[str, Any]:
+    """Versions and the machine."""
+    packages = ("geopol-tkg", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": device.device_kind,
+    }
+
+
+def start_wandb(run_dir: Path, description: dict[str, Any], *, resume: bool) -> Any:
+    """Start a Weights & Biases run named like the run's folder, or go on with it; raises what ``wandb`` raises.
+
+    Project, entity, group, tags and notes are those of wandb's own variables (``WANDB_PROJECT`` ...).
+    """
     import wandb
 
+    id_path = run_dir / "wandb-id"
+    if not (resume and id_path.exists()):
+        id_path.write_text(secrets.token_hex(4), encoding="utf-8")
+    options: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": _WANDB_TIMEOUT_S}
+    if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # not in older ones
+        options["finish_timeout"] = _WANDB_TIMEOUT_S
+    values = {name: entry["value"] for name, entry in description["options"].items()}
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "geopol-tkg"),
         name=run_dir.name,
+        id=id_path.read_text(encoding="utf-8"),
+        resume="allow" if resume else None,
         dir=str(run_dir),
-        config=settings,
-        settings=wandb.Settings(console="off"),
+        config={**values, "dataset": description["dataset"], "system": description["system"]},
+        settings=wandb.Settings(**options),
     )

@@ -58,6 +58,7 @@ def test_train(trained):
     assert {path.name for path in (trained / "models/tkg").iterdir()} == {
         *(f"tirgn_{kind}.{suffix}" for kind in ("best", "last") for suffix in ("npz", "json")),
         "metrics.jsonl",
+        ".lock",
     }
     epochs = [line for line in done.err.splitlines() if line.startswith("epoch ")]
     assert [line.split(" | ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]

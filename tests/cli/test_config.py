@@ -48,3 +48,20 @@ def test_wrong_files_are_refused(tmp_path, monkeypatch, text, message):
     assert done.code == 2
     assert message in done.error()
     assert call("--config", "none.toml", "eval").error().endswith("none.toml: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        (
+            "GEOPOL_TKG_TRAIN_PATIENC",
+            "variable GEOPOL_TKG_TRAIN_PATIENC sets no option; did you mean GEOPOL_TKG_TRAIN_PATIENCE?",
+        ),
+        ("GEOPOL_TKG_ZZZZZZZZZZZZZZZ", "wanted GEOPOL_TKG_<COMMAND>_<OPTION>"),
+    ],
+)
+def test_variables_that_set_nothing_are_refused(monkeypatch, variable, message):
+    monkeypatch.setenv(variable, "1")
+    done = call("eval", "frequency")
+    assert done.code == 2
+    assert message in done.error()

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def test_nothing_is_trained_by_default_where_a_default_checkpoint_is_wanted(tmp_
 def rewrite(arrays=None, **manifest):
     """Change a checkpoint and make its digest fit again."""
     content = json.loads(Path(f"{BEST}.json").read_text()) | manifest
+    content.pop("json_sha256")
     if arrays is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
@@ -125,6 +127,11 @@ def flip_a_byte():
     Path(f"{BEST}.npz").write_bytes(content)
 
 
+def flip_in_json():
+    path = Path(f"{BEST}.json")
+    path.write_text(path.read_text().replace("ENTITY 1", "ENTITY 9", 1))
+
+
 def change_shape():
     arrays = arrays_of()
     rewrite(arrays | {"encoder/entity_embedding": arrays["encoder/entity_embedding"][:-1]})
@@ -142,14 +149,19 @@ def lose_an_array():
 
 
 DAMAGE = {
-    "truncated": (truncate, "does not belong to its .json, or is damaged"),
-    "one bit": (flip_a_byte, "does not belong to its .json, or is damaged"),
-    "no npz": (lambda: Path(f"{BEST}.npz").unlink(), "cannot be read (No such file or directory)"),
+    "truncated": (truncate, "tirgn_best.npz: truncated in or after array "),
+    "one bit": (flip_a_byte, " is damaged (its checksum differs)"),
+    "other": (
+        lambda: shutil.copy(f"{BEST.replace('best', 'last')}.npz", f"{BEST}.npz"),
+        "does not belong to its .json",
+    ),
+    "JSON bit": (flip_in_json, "damaged or changed by hand (json_sha256 differs)"),
+    "no npz": (lambda: Path(f"{BEST}.npz").unlink(), "does not exist, though its .json does"),
     "shape": (change_shape, "array encoder/entity_embedding is float32[7, 8], wanted float32[8, 8]"),
     "type": (change_type, "array encoder/entity_embedding is float64[8, 8], wanted float32[8, 8]"),
     "missing": (lose_an_array, "lacks array encoder/entity_embedding (1 missing)"),
     "left over": (lambda: rewrite(arrays_of() | {"extra": np.zeros(2)}), "unexpected array extra (1 left over)"),
-    "object": (lambda: rewrite(arrays_of() | {"x": np.array([{}], object)}), "not plain arrays"),
+    "object": (lambda: rewrite(arrays_of() | {"x": np.array([{}], object)}), "array x is not a plain array"),
     "trained entities": (
         lambda: rewrite(arrays_of() | {"trained_entities": np.ones(3, bool)}),
         "array trained_entities is bool[3], wanted bool[8]",
@@ -173,7 +185,9 @@ def move_the_dataset(world, trained):
     """Let the checkpoint's dataset be the copy, not the one that all tests share."""
     for name in ("best", "last"):
         path = world / f"models/tkg/tirgn_{name}.json"
-        path.write_text(path.read_text().replace(str(trained), str(world)))
+        content = json.loads(path.read_text().replace(str(trained), str(world)))
+        del content["json_sha256"]
+        path.write_text(json.dumps(content))
 
 
 def test_a_dataset_that_changed_since_training(world, trained):

@@ -17,7 +17,7 @@ HEAVY = ("jax", "flax", "optax", "torch", "pandas", "wandb", "pyarrow", "numpy",
 
 def test_commands_stand_in_the_order_of_work():
     text = call("--help").out
-    names = ["ingest", "vocab", "train", "eval", "compare", "predict", "convert"]
+    names = ["ingest", "vocab", "presets", "train", "eval", "compare", "report", "predict", "convert", "doctor"]
     assert sorted(COMMANDS) == sorted(names)
     assert sorted(names, key=lambda name: text.index(f"│ {name} ")) == names
 

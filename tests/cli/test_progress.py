@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from geopol_tkg.cli._progress import _Bars, _can_animate, epoch_line, format_seconds
+from geopol_tkg.cli._app import Output
+from geopol_tkg.cli._progress import TrainDisplay, _Bars, _can_animate, epoch_line, format_seconds
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.training.loop import EpochResult, Standing
 
-MEMORY = SimpleNamespace(kind="VRAM", used_mb=71234.5, epoch_high_mb=79876.0)
+MEMORY = SimpleNamespace(kind="VRAM", used_mb=71234.5, epoch_high_mb=79876.0, limit_mb=143771.0)
 
 
 def result(epoch=100, *, improved=True, stopped=None, metrics=True):
@@ -23,29 +24,43 @@ def test_line_golden():
     line = epoch_line(result(), TrainConfig(epochs=200), MEMORY, epoch_seconds=36.0)
     assert line == (
         "epoch 100/200 | loss 12.3456 | valid MRR 0.2987 * | best 0.2987 @ 100 | patience 15/15 | "
-        "VRAM 71,234 MB (high 79,876) | 1 h 02 min | left <= 1 h 00 min"
+        "VRAM 71,234 MB (high 79,876 of 143,771) | took 1 h 02 min | left <= 1 h 00 min"
     )
     last = epoch_line(
         result(4, improved=False, stopped="patience", metrics=False), TrainConfig(), MEMORY, epoch_seconds=1
     )
     assert last == (
-        "epoch 4/100 | loss 12.3456 | best 0.2987 @ 1 | patience 12/15 | VRAM 71,234 MB (high 79,876) | 1 h 02 min"
+        "epoch 4/100 | loss 12.3456 | best 0.2987 @ 1 | patience 12/15 | "
+        "VRAM 71,234 MB (high 79,876 of 143,771) | took 1 h 02 min"
     )
 
 
 def test_bars_fit_80_columns():
-    bars = _Bars(epochs=200, steps=12345, done=99)
-    bars.epoch(100, epoch_line(result(), TrainConfig(epochs=200), MEMORY, epoch_seconds=36.0))
-    bars.show("validation", 123456, 999999, "VRAM 71,234 MB (high 79,876)")
+    stopping = []
+    bars = _Bars(epochs=200, steps=12345, memory=MEMORY, done=99, is_stopping=lambda: bool(stopping))
+    bars.epoch(100, epoch_line(result(), TrainConfig(epochs=200), MEMORY, epoch_seconds=36.0).split(" | "))
+    bars.show("steps", 12345, 12345)
+    bars.show("validation", 123456, 999999)
+    assert [" ".join(line.split()) for line in shown(bars)] == [
+        "epochs 100/200 0:00:00",
+        "steps 12345/12345 0:00:00",
+        "validation 123456/999999 0:00:00",
+        "loss 12.3456 | valid MRR 0.2987 * | best 0.2987 @ 100 | patience 15/15",
+        "VRAM 71,234 MB (high 79,876 of 143,771) | took 1 h 02 min | left <= 1 h 00 min",
+    ]
+    stopping.append(True)
+    assert shown(bars)[-1].startswith("stopping: the step in hand is finished and saved")
+    assert len(shown(bars)) == 6
+
+
+def shown(bars):
+    """Lines of the display on 80 columns, without the bars themselves."""
     console = Console(width=80, file=io.StringIO())
     console.print(bars._render())
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    assert len(lines) == 4
-    assert lines[0].startswith("epochs")
-    assert "100/200" in lines[0]
-    assert "123456/999999" in lines[1]
-    assert lines[2] == "loss 12.3456 | valid MRR 0.2987 * | best 0.2987 @ 100 | patience 15/15"
-    assert lines[3] == "VRAM 71,234 MB (high 79,876) | 1 h 02 min | left <= 1 h 00 min"
+    return [
+        line.replace("━", "").replace("╸", "").replace("╺", "").rstrip()
+        for line in console.file.getvalue().splitlines()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,3 +79,13 @@ def test_only_terminals_are_animated(monkeypatch, is_terminal, term, animates):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: is_terminal))
     assert _can_animate() == animates
+
+
+def test_a_sign_of_life_without_a_terminal(monkeypatch, capsys):
+    display = TrainDisplay(Output(), TrainConfig(), MEMORY, steps=9, first_epoch=4)
+    with display:
+        display.step(1)
+        monkeypatch.setattr("geopol_tkg.cli._progress._HEARTBEAT_S", -1.0)
+        display.step(2)
+        display.evaluating(30, 90)
+    assert capsys.readouterr().err == "epoch 4: step 2/9\nepoch 4: validation 30/90\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import PROGRAM, call, listing
+from filelock import FileLock
 from test_train import BEST, LAST, TRAIN, records, scalars
 
 from geopol_tkg.cli._progress import TrainDisplay
@@ -109,21 +111,85 @@ def test_stopped_by_time_and_resumed(world):
     assert [record["epoch"] for record in records()] == [1, 2]
 
 
+class Killed(BaseException):
+    """As by SIGKILL, but that the test goes on."""
+
+
+def die(*_args):
+    raise Killed
+
+
+def die_at(monkeypatch, *, step, epoch):
+    told = TrainDisplay.step
+
+    def tell(display, done):
+        told(display, done)
+        if (display._epoch, done) == (epoch, step):
+            die()
+
+    monkeypatch.setattr(TrainDisplay, "step", tell)
+
+
+def standing():
+    return json.loads(LAST.with_suffix(".json").read_text())["resume"]
+
+
+def test_killed_inside_epochs_and_resumed_is_the_same_run(world, monkeypatch):
+    saving = (*TRAIN, "--epochs", "3", "--checkpoint-seconds", "1e-9")
+    call(*TRAIN, "--epochs", "3")
+    before, best, metrics, losses = arrays_of(LAST), arrays_of(BEST), records(), scalars()["train/loss"]
+    with monkeypatch.context() as context:
+        die_at(context, step=1, epoch=1)
+        with pytest.raises(Killed):
+            call(*saving, "--overwrite")
+    assert (standing()["epoch"], standing()["step_in_epoch"]) == (0, 0)
+    with monkeypatch.context() as context:
+        die_at(context, step=3, epoch=2)
+        with pytest.raises(Killed):
+            call(*saving, "--resume")
+    assert (standing()["epoch"], standing()["step_in_epoch"]) == (1, 2)
+    with monkeypatch.context() as context:  # the logs have the epoch, the last checkpoint has it not
+        context.setattr("geopol_tkg.training.run.TrainingRun._save_last", die)
+        with pytest.raises(Killed):
+            call(*saving, "--resume")
+    assert (standing()["epoch"], standing()["step_in_epoch"]) == (1, 2)
+    call(*TRAIN, "--epochs", "3", "--resume")
+    assert_same_arrays(before, arrays_of(LAST))
+    assert_same_arrays(best, arrays_of(BEST))
+    assert [steady(record) for record in records()] == [steady(record) for record in metrics]
+    assert [(e.step, e.value) for e in scalars()["train/loss"]] == [(e.step, e.value) for e in losses]
+
+
+def test_two_runs_never_write_in_one_place(world):
+    for folder in ("models/tkg", "runs/regcn"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        before = listing(world).keys() | {"runs/regcn/.lock"}
+        with FileLock(f"{folder}/.lock"):
+            refused = call(*TRAIN, "--epochs", "1")
+        assert refused.code == 1
+        assert f"{folder}: another run is writing here; wait for it, or choose another --model-dir" in refused.error()
+        assert listing(world).keys() <= before
+    assert call(*TRAIN, "--epochs", "1").code == 0
+
+
+def test_what_is_not_finite_names_the_step_the_time_and_the_last_good_checkpoint(world):
+    call(*TRAIN, "--epochs", "1")
+    settings = ("--lr", "1e30", "--grad-clip", "0", "--json")
+    failed = call(*TRAIN, "--overwrite", *settings)
+    assert failed.code == 1
+    assert re.search(
+        r"not finite at step \d+ of 15 in epoch 1, with the facts of 2017-11-01T\d\d:00:00Z \(time index \d+\); the "
+        r"last good checkpoint is models/tkg/regcn_last \(epoch 0, step 0 of the next\): lower --lr or --grad-clip",
+        failed.error(),
+    ), failed.error()
+    assert np.isfinite(arrays_of(LAST)["encoder/entity_embedding"]).all()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["compiling", "epoch 2/"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_to_the_program(world, program, number, code):
-    """SIGINT is ignored at the start, as in background jobs of a script."""
-    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
-    process = subprocess.Popen(
-        [*ignoring, PROGRAM, *TRAIN, "--epochs", "100000", "--patience", "100000", "--json"],
-        env=program.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("epoch 2/"):
-            break
+def test_signals_to_the_program(world, program, number, code, moment):
+    process = started(program, moment)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     content = json.loads(out)
@@ -133,6 +199,34 @@ def test_signals_to_the_program(world, program, number, code):
     )
     assert done.json()["epochs_trained"] == content["epochs_trained"] + 1
     assert [record["epoch"] for record in records()] == list(range(1, content["epochs_trained"] + 2))
+
+
+def started(program, moment):
+    """A long training that has come so far; SIGINT is ignored at its start, as in background jobs of a script."""
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    process = subprocess.Popen(
+        [*ignoring, PROGRAM, *TRAIN, "--epochs", "100000", "--patience", "100000", "--json"],
+        env=program.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith(moment):
+            break
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(world, program, number):
+    process = started(program, "compiling")
+    os.kill(process.pid, number)
+    while process.poll() is None:
+        time.sleep(0.05)
+        os.kill(process.pid, number)
+    process.communicate()
+    assert process.returncode == -number
 
 
 @pytest.mark.slow

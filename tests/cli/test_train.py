@@ -1,17 +1,20 @@
 """Training from the command line: what it writes and prints, how it stops and goes on."""
 
 import json
-import subprocess
+import re
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_helpers import SMALL, call, listing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from geopol_tkg.cli._app import Output
+from geopol_tkg.cli._progress import TrainDisplay
 from geopol_tkg.cli._sources import _place_for, open_or_ingest
 from geopol_tkg.cli._training import _history, _start_wandb
 from geopol_tkg.config import IngestConfig
@@ -92,7 +95,63 @@ def test_dry_run_writes_no_model(world):
     content = call(*TRAIN, "--dry-run", "--json").json()
     assert content["status"] == "dry_run"
     assert content["shapes"][0]["temporary_bytes"] > 0
+    assert content["shapes"][0]["temporary_bytes"] < content["needed_bytes"] < content["free_bytes"]
     assert listing(world) == before
+
+
+def test_a_step_that_cannot_fit_is_refused_before_anything_is_written(world, monkeypatch):
+    """In a container whose memory is nearly used up."""
+    files = {"memory.max": "1000000", "memory.current": "950000", "memory.stat": "anon 900000\ninactive_file 1000\n"}
+    Path("cgroup").mkdir()
+    for name, text in files.items():
+        Path("cgroup", name).write_text(text)
+    monkeypatch.setattr("geopol_tkg.training.memory._CGROUP", Path("cgroup").absolute())
+    before = {name for name in listing(world) if not name.endswith(".lock")}
+    assert call(*TRAIN, "--dry-run", "--json").json()["free_bytes"] == 51_000
+    refused = call(*TRAIN, "--remat", "--overwrite")
+    assert refused.code == 1
+    assert re.search(
+        r"too little memory on cpu: a step of \d+ queries needs \d+ MB beside the \d+ MB of the network and the data, "
+        r"and 0 MB are free: lower --batch-size, .*, or use --num-negatives or --precision bf16$",
+        refused.error(),
+    ), refused.error()
+    assert {name for name in listing(world) if not name.endswith(".lock")} == before
+
+
+def test_running_out_of_memory_says_what_was_asked_for_and_what_lowers_it(world, monkeypatch):
+    monkeypatch.setattr(TrainDisplay, "step", lambda *_args: jnp.zeros(1 << 45).block_until_ready())
+    error = call(*TRAIN, "--epochs", "1").error()
+    wanted = r"out of memory on cpu: 131,072.0 GB more were asked for, [\d,.]+ .B are free: lower --batch-size, "
+    assert re.search(wanted, error), error
+    assert "use --remat or --num-negatives or --precision bf16" in error
+
+
+def test_the_settings_and_where_they_are_from_are_kept(world, monkeypatch):
+    Path("options.toml").write_text("[train]\nlr = 0.01\npatience = 4\nbatch-size = 7\n")
+    monkeypatch.setenv("GEOPOL_TKG_TRAIN_PATIENCE", "5")
+    call("--config", "options.toml", *TRAIN, "--epochs", "1")
+    content = json.loads(Path("runs/regcn/config.json").read_text())
+    wanted = {
+        "lr": (0.01, "config file"),
+        "patience": (5, "environment"),
+        "batch_size": (0, "command line"),
+        "seed": (0, "default"),
+        "precision": ("f32", "default"),
+        "num_entities": (8, "dataset"),
+        "num_channels": (50, "default"),
+        "model_dir": ("models/tkg", "default"),
+        "preset": (None, "default"),
+    }
+    assert {name: tuple(content["options"][name].values()) for name in wanted} == wanted
+    assert content["dataset"]["content_hash"] == Dataset.load(Path("data/gdelt")).content_hash
+    assert content["system"]["device"] == "cpu"
+    texts = EventAccumulator("runs/regcn").Reload()
+    kept, summary = (
+        json.loads(texts.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()[8:-4])
+        for name in ("config", "summary")
+    )
+    assert kept == content
+    assert summary["status"] == "completed"
 
 
 def test_unwritable_dataset_directories_do(world, monkeypatch, capsys):
@@ -108,12 +167,93 @@ def warnings(text):
     return [line for line in text.splitlines() if line.startswith("warning: ")]
 
 
-def test_wandb_that_is_not_installed_changes_nothing(world):
-    if subprocess.run([sys.executable, "-c", "import wandb"], capture_output=True, check=False).returncode == 0:
-        pytest.skip("wandb is installed")
+def test_wandb_that_is_not_installed_changes_nothing(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as Python has it for a module that is not there
     done = call(*TRAIN, "--epochs", "1", "--wandb", "--json")
     assert done.json()["status"] == "completed"
-    assert warnings(done.err) == ["warning: no Weights & Biases for this run: No module named 'wandb'"]
+    (warning,) = warnings(done.err)
+    assert warning.startswith("warning: no Weights & Biases for this run: ")
+    assert warning.endswith("; install 'geopol-tkg[wandb]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({}, "No API key configured"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "connection refused"),
+    ],
+)
+def test_wandb_that_cannot_log_in_changes_nothing(world, program, variables, reason):
+    """By the real package: no key, and a network on which nobody listens."""
+    pytest.importorskip("wandb")
+    done = program(*TRAIN, "--epochs", "2", "--wandb", "--json", cwd=world, env={"HOME": str(world), **variables})
+    assert done.json()["status"] == "completed"
+    (warning,) = warnings(done.err)
+    assert warning.startswith("warning: no Weights & Biases for this run: ")
+    assert reason in warning
+    assert [record["epoch"] for record in records()] == [1, 2]
+
+
+@pytest.mark.slow
+def test_what_wandb_is_told(world, program):
+    """The real package, offline; its file is read back with its own reader."""
+    pytest.importorskip("wandb")
+    variables = {"WANDB_MODE": "offline", "WANDB_TAGS": "spring,small", "WANDB_RUN_GROUP": "sweep"}
+    done = program(*TRAIN, "--epochs", "2", "--run-name", "first", "--json", cwd=world, env=variables)
+    content = done.json()
+    assert warnings(done.err) == []
+    told = told_to_wandb("runs/first")
+    assert (told["run"].display_name, told["run"].project) == ("first", "geopol-tkg")
+    assert (list(told["run"].tags), told["run"].run_group) == (["spring", "small"], "sweep")
+    assert (told["config"]["embedding_dim"], told["config"]["epochs"]) == (8, 2)
+    assert told["config"]["system"]["device"] == "cpu"
+    assert [row["eval/mrr"] for row in told["history"]] == [record["eval/mrr"] for record in records()]
+    assert [row["_step"] for row in told["history"]] == [1, 2]
+    assert (told["summary"]["best_epoch"], told["summary"]["status"]) == (content["best_epoch"], "completed")
+    assert told["summary"]["system/total_params"] > 0
+    program(*TRAIN, "--epochs", "3", "--run-name", "first", "--resume", "--json", cwd=world, env=variables)
+    again = told_to_wandb("runs/first")
+    assert again["run"].run_id == told["run"].run_id
+    assert [row["_step"] for row in again["history"]] == [3]
+
+
+def records_of_a_log(content, *, block=32768, header=7):
+    """Of a file in LevelDB's log format, which wandb writes behind a header of its own."""
+    place, record = header, b""
+    while place + header <= len(content):
+        if (left := block - place % block) < header:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        place += header + length
+        record += content[place - length : place]
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def told_to_wandb(folder):
+    """What the latest offline run in a folder has recorded."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    told = {"config": {}, "history": [], "summary": {}}
+    path = next((Path(folder) / "wandb/latest-run").glob("run-*.wandb"))
+    for data in records_of_a_log(path.read_bytes()):
+        record = Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            told["run"] = record.run
+            told["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "history":
+            items = record.history.item
+            told["history"].append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+        elif kind == "summary":
+            told["summary"] |= {
+                i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update
+            }
+    return told
 
 
 FAKE_WANDB = """
@@ -149,8 +289,8 @@ def test_wandb_that_fails_later_changes_nothing(world, monkeypatch):
 
 def test_wandb_that_fails_at_once_changes_nothing(world, monkeypatch, capsys):
     pretend_wandb(monkeypatch, "raise OSError('broken')")
-    run = SimpleNamespace(files=SimpleNamespace(run_dir=Path("runs/x")), settings=dict)
-    assert _start_wandb(True, run, Output()) is None
+    run = SimpleNamespace(files=SimpleNamespace(run_dir=Path("runs/x")))
+    assert _start_wandb(True, run, {}, Output(), resume=False) is None
     assert capsys.readouterr().err == "warning: no Weights & Biases for this run: broken\n"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import DataError, GeopolTkgError
-from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
+from geopol_tkg.evaluation.evaluator import Interrupted, default_block_size, evaluate
 from geopol_tkg.models.recurrency import Recurrency
 
 N, R = 5, 2
@@ -200,3 +200,8 @@ def test_evaluation_imports_no_jax():
     code = "import sys, geopol_tkg.evaluation.evaluator, geopol_tkg.evaluation.compare as _, "
     code += "geopol_tkg.models.recurrency; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("num_entities", "size"), [(5, 256), (7128, 256), (500_000, 33), (10_000_000, 16)])
+def test_fewer_queries_are_scored_at_once_where_entities_are_many(num_entities, size):
+    assert default_block_size(num_entities) == size

@@ -13,14 +13,13 @@ from geopol_tkg.checkpoint import fill
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.history import build_for
 from geopol_tkg.evaluation.evaluator import evaluate
-from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster, _evolve
 from geopol_tkg.models.network import (
     Component,
     build_network,
     history_mask,
     mixture_log_probabilities,
     mixture_nll,
-    parameter_count,
 )
 from geopol_tkg.models.tirgn import mask_history
 
@@ -173,3 +172,14 @@ def test_the_dataset_of_these_tests_has_a_past_and_a_future(dataset):
     assert isinstance(dataset, Dataset)
     assert len(dataset.facts_of("train"))
     assert len(dataset.facts_of("test"))
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_very_many_entities_are_updated_in_blocks(model_type, dataset, monkeypatch):
+    config = make_config(model_type, num_layers=1)
+    arrays = random_arrays(config)
+    at_once = scores(dataset, config, arrays, 8)
+    monkeypatch.setattr("geopol_tkg.models.evolution._MOST_ROWS", 5)
+    _evolve.clear_cache()
+    np.testing.assert_allclose(scores(dataset, config, arrays, 8), at_once, rtol=1e-5, atol=1e-5)
+    _evolve.clear_cache()

@@ -374,7 +374,7 @@ class TrainingSteps:
 def training_steps(model_type, static):
     """RE-GCN's in two blocks of queries, TiRGN's in one."""
     steps = TrainingSteps(config_of(model_type, static=static), {"regcn": 8, "tirgn": 16}[model_type])
-    assert [shape.blocks for shape in steps.plan.shapes] == [2 if model_type == "regcn" else 1]
+    assert {shape.blocks for shape in steps.plan.shapes} == {2 if model_type == "regcn" else 1}
     return steps
 
 

@@ -117,7 +117,13 @@ def torch_loss(network, dataset, config, time, facts):
 
 @pytest.mark.parametrize(
     ("variant", "time"),
-    [("regcn", 2), ("multiply", 2), ("exclude, window", 5), ("regcn, static", 5), ("tirgn, static", 2)],
+    [
+        ("regcn", 2),
+        ("exclude, window", 5),
+        ("tirgn, static", 2),
+        pytest.param("multiply", 2, marks=pytest.mark.slow),
+        pytest.param("regcn, static", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_training_step_is_that_of_jax(dataset, variant, time):
     config = ModelConfig(**{**VARIANTS[variant].__dict__, "dropout": 0.0})

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from test_step import prepare
 
 from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig
-from geopol_tkg.errors import TrainingError
-from geopol_tkg.training.loop import Standing, epoch_order, fit
+from geopol_tkg.training.loop import NotFiniteError, Standing, epoch_order, fit
 
 
-def run(scores, *, standing=None, state=None, should_stop=lambda: None, config=None, poison=False):
+def run(scores, *, standing=None, state=None, should_stop=lambda: None, config=None, poison=False, **more):
     """Fit with validation scores given in advance; results and final states."""
     trainer, fresh, plan, data = prepare(make_config(), batch_size=16)
     if poison:
@@ -30,7 +30,7 @@ def run(scores, *, standing=None, state=None, should_stop=lambda: None, config=N
             evaluate=lambda _state: {"mrr": next(remaining)},
             standing=standing or Standing(),
             should_stop=should_stop,
-            on_step=lambda _done: None,
+            **{"on_step": lambda _done: None, **more},
         )
     ), plan
 
@@ -86,9 +86,58 @@ def test_the_order_of_steps_is_drawn_anew_each_epoch_and_repeats_for_a_seed():
     assert sorted(second) == list(range(len(plan)))
 
 
+def test_parts_of_an_epoch_to_be_saved_change_nothing():
+    whole, plan = run([0.1, 0.2])
+    asked = iter(range(1000))
+    parts, _ = run([0.1, 0.2], should_save=lambda: next(asked) % 3 == 2)
+    saved = [part.standing.step_in_epoch for part in parts if part.standing.step_in_epoch]
+    assert len(saved) == 2 * len(plan) // 3 > 4
+    assert [part.stopped for part in parts] == [None] * (len(parts) - 1) + ["epochs"]
+    epochs = [part for part in parts if not part.standing.step_in_epoch]
+    assert [(e.loss, e.standing.best_mrr) for e in epochs] == [(e.loss, e.standing.best_mrr) for e in whole]
+    assert epochs[1].seconds <= epochs[1].standing.elapsed - epochs[0].standing.elapsed + 1e-6
+    for name, array in flatten(whole[-1].state.parameters).items():
+        assert np.array_equal(array, flatten(parts[-1].state.parameters)[name]), name
+
+
+def test_an_epoch_can_be_saved_before_its_validation():
+    _, plan = run([0.1])
+    parts, _ = run([0.1], should_save=lambda: True)
+    assert [part.standing.step_in_epoch for part in parts] == [*range(1, len(plan) + 1), 0]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_by_name():
-    with pytest.raises(TrainingError, match=r"not finite in epoch 1 at time index \d+ \(step \d+\)"):
+    with pytest.raises(NotFiniteError, match=r"not finite at step 1 of epoch 1 \(time index \d+\)"):
         run([0.1], poison=True)
+
+
+@jax.custom_vjp
+def spoiled(x):
+    return x
+
+
+spoiled.defvjp(lambda x: (x, None), lambda _, gradient: (gradient * jnp.nan,))
+
+
+@pytest.mark.parametrize(("spoil", "failed"), [(spoiled, 0), (lambda x: x, -1)])
+def test_a_gradient_that_is_not_finite_is_a_failure_though_the_loss_is_finite(monkeypatch, spoil, failed):
+    def loss(_trainer, parameters, statistics, *_more):
+        return sum(jnp.sum(spoil(leaf) ** 2) for leaf in jax.tree.leaves(parameters)), (1, statistics)
+
+    trainer, state, plan, data = prepare(make_config("regcn"), batch_size=16)
+    monkeypatch.setattr(type(trainer), "loss", loss)
+    other = replace(trainer, config=TrainConfig(seed=failed + 2))  # compiled anew
+    order = jnp.zeros(len(plan), jnp.int32)
+    state = other.step(state, data, order, jax.random.key(0), shape=plan.shapes[0])
+    assert jnp.isfinite(state.loss_sum)
+    assert int(state.failed_step) == failed
+
+
+def test_what_is_not_finite_ends_the_epoch_a_few_steps_later():
+    taken = []
+    with pytest.raises(NotFiniteError):
+        run([0.1], poison=True, on_step=taken.append)
+    assert len(taken) < 6
 
 
 def test_standing_counts_epochs_without_improvement():

@@ -1,0 +1,200 @@
+"""``geopol-tkg report``: one HTML file about models, their baselines and their forecasts."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geopol_tkg.cli import _options as opt
+from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.config import DEFAULT_MODEL_DIR, SplitName
+from geopol_tkg.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from geopol_tkg.data.dataset import Dataset
+    from geopol_tkg.models.base import Forecaster
+    from geopol_tkg.report.content import Example, Model, Report
+
+_BASELINES = ("recurrency", "frequency")
+_REMARKS = ("unknown_entities", "unknown_relations", "overlaps_training")
+
+
+@app.command("report")
+def command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="Checkpoints, folders (their best checkpoints) and baselines; the first is what the report is "
+            "about. (default: models/tkg)",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOption = None,
+    split: Annotated[SplitName, typer.Option(help="Which split.")] = "test",
+    output_path: Annotated[Path, typer.Option("--output", help="HTML file.")] = Path("report.html"),
+    examples: Annotated[int, typer.Option(min=0, help="Queries shown with their answers.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Of the queries drawn for examples and calibration.")] = 0,
+    device: opt.DeviceOption = "auto",
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Write a report: training curves, comparison, strata, calibration, examples; one HTML file.
+
+    The file needs no network. The baselines recurrency and frequency stand beside every model.
+    """
+    from datetime import UTC, datetime
+
+    from geopol_tkg.data.files import replace_file
+    from geopol_tkg.report.page import page
+
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    if output_path.is_dir():
+        raise UsageError(f"--output {output_path}: a folder; name a file")
+    opt.choose_device(device)
+    dataset = None if data is None else opt.open_dataset(data)
+    names = _expanded(runs or [DEFAULT_MODEL_DIR])
+    content = report(names, dataset=dataset, split=split, examples=examples, seed=seed, output=output)
+    with replace_file(output_path) as file:
+        file.write(page(content, made=datetime.now(UTC)).encode())
+    summary = _summary(content, output_path)
+    title = f"{summary['num_queries']:,} queries of {split}, single-step, time filter, both directions"
+    output.result(summary, title, _table(summary), "", f"report: {output_path}")
+
+
+def report(
+    names: Sequence[str], *, dataset: "Dataset | None", split: SplitName, examples: int, seed: int, output: Output
+) -> "Report":
+    """Measure every model and what stands beside it."""
+    from geopol_tkg.cli._models import shared_dataset
+    from geopol_tkg.report.content import Report, distinct_names
+
+    chosen = [*names, *(name for name in _BASELINES if name not in names)]
+    if dataset is None:
+        dataset = shared_dataset(chosen) or opt.open_dataset(None)
+    models = [
+        _measured(run, name, dataset, split=split, seed=seed, output=output)
+        for run, name in zip(chosen, distinct_names(chosen), strict=True)
+    ]
+    shown = _examples(models[0], dataset, split=split, number=examples, seed=seed, output=output)
+    words = ["geopol-tkg", "report", *names, *([] if dataset.path is None else ["--data", str(dataset.path)])]
+    words += ["--split", split, "--examples", str(examples), "--seed", str(seed)]
+    return Report(models, shown, dataset, split, seed, shlex.join(words))
+
+
+def _expanded(runs: Sequence[str]) -> list[str]:
+    """Folders replaced by their best checkpoints, names without suffixes, each once."""
+    found: dict[str, None] = {}
+    for run in runs:
+        path = Path(run)
+        if not path.is_dir():
+            found[str(path.with_suffix("")) if path.suffix in (".npz", ".json") else run] = None
+            continue
+        stems = [str(file.with_suffix("")) for file in sorted(path.glob("*_best.json"), reverse=True)]
+        if not stems:
+            raise CheckpointError(f"{run}: no checkpoint here (no *_best.json); run geopol-tkg train first")
+        found |= dict.fromkeys(stems)
+    return list(found)
+
+
+def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, seed: int, output: Output) -> "Model":
+    from geopol_tkg.checkpoint import load_checkpoint
+    from geopol_tkg.cli.evaluate import evaluate_named
+    from geopol_tkg.models.recurrency import is_baseline
+    from geopol_tkg.report.content import Model
+    from geopol_tkg.report.curves import read_curves
+    from geopol_tkg.report.sample import SAMPLE_SIZE, calibration, draw
+
+    output.note(f"evaluating {name}")
+    ranks, metrics = evaluate_named(
+        run, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
+    )
+    if is_baseline(run):
+        return Model(name, run, ranks, metrics)
+    output.note(f"asking {name} for its probabilities")
+    checkpoint = load_checkpoint(Path(run))
+    return Model(
+        name,
+        run,
+        ranks,
+        metrics,
+        checkpoint=checkpoint,
+        curves=read_curves(Path(run).parent / "metrics.jsonl", checkpoint.config.model_type),
+        calibration=calibration(_forecaster(run, dataset, split, output), ranks, draw(ranks, SAMPLE_SIZE, seed=seed)),
+        note=_note(metrics),
+    )
+
+
+def _forecaster(run: str, dataset: "Dataset", split: SplitName, output: Output) -> "Forecaster":
+    """A model once more, its remarks having been made."""
+    from geopol_tkg.cli._models import open_model
+
+    silent = replace(output, quiet=True)
+    return open_model(run, dataset, split=split, protocol="single-step", output=silent).forecaster
+
+
+def _note(metrics: dict[str, Any]) -> str:
+    """What the figures of a model on another dataset than its own suffer from."""
+    unknown = f"{metrics.get('unknown_entities', 0):,} entities and {metrics.get('unknown_relations', 0):,} relations"
+    notes = [f"{unknown} of the dataset are unknown to it"] if "unknown_entities" in metrics else []
+    if metrics.get("overlaps_training"):
+        notes.append("it was trained on times of this split, so that these figures are no forecasts")
+    return "; ".join(notes)
+
+
+def _examples(
+    model: "Model", dataset: "Dataset", *, split: SplitName, number: int, seed: int, output: Output
+) -> "list[Example]":
+    from geopol_tkg.report.content import Example, true_answers
+    from geopol_tkg.report.sample import draw, first_answers
+
+    if not number:
+        return []
+    rows = draw(model.ranks, number, seed=seed)
+    answers = first_answers(_forecaster(model.run, dataset, split, output), model.ranks, rows)
+    return [
+        Example(row, found, true_answers(model.ranks, row)) for row, found in zip(rows.tolist(), answers, strict=True)
+    ]
+
+
+def _summary(content: "Report", path: Path) -> dict[str, Any]:
+    from geopol_tkg.cli.evaluate import METRICS
+
+    rows = []
+    for model in content.models:
+        low, high = model.interval or (None, None)
+        kept = (*METRICS, "object", "subject", "strata", *(name for name in _REMARKS if name in model.metrics))
+        rows.append(
+            {
+                "name": model.name,
+                "run": model.run,
+                **{key: model.metrics[key] for key in kept},
+                "ci_low": low,
+                "ci_high": high,
+                "calibration_error": None if model.calibration is None else model.calibration.error,
+            }
+        )
+    return {
+        "output": str(path),
+        "models": rows,
+        "num_queries": len(content.ranks.rank),
+        "split": content.split,
+        "protocol": "single-step",
+        "filter": "time",
+        "dataset": content.dataset.content_hash,
+    }
+
+
+def _table(content: dict[str, Any]) -> "Table":
+    from geopol_tkg.cli.evaluate import METRICS, format_metric
+
+    table = new_table("model", *METRICS)
+    for row in content["models"]:
+        table.add_row(plain(row["name"]), *(format_metric(row[name]) for name in METRICS))
+    return table

@@ -1,0 +1,1 @@
+"""A report on models: one HTML file that needs no network and no script."""

@@ -1,0 +1,135 @@
+"""Published settings: what the files say, and that train takes them below every other option."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from cli_helpers import call
+
+from geopol_tkg.cli import _presets, app
+
+TRAIN = typer.main.get_command(app).commands["train"]
+PUBLISHED = {  # history length, layers, static angle; MRR
+    "regcn-icews14s": (3, 2, 10, 0.420),
+    "tirgn-icews14s": (9, 2, 14, 0.440),
+    "tirgn-icews14": (9, 2, 14, None),
+    "tirgn-icews18": (10, 2, 10, 0.337),
+    "tirgn-icews05-15": (15, 2, 10, 0.500),
+    "tirgn-gdelt": (7, 2, None, 0.217),
+    "tirgn-wiki": (2, 2, None, 0.817),
+    "tirgn-yago": (1, 1, None, 0.880),
+}
+COMMON = {
+    "embedding_dim": 200,
+    "dropout": 0.2,
+    "history_window": 0,
+    "task_weight": 0.7,
+    "batch_size": 0,
+    "num_negatives": 0,
+    "label_smoothing": 0,
+    "optimiser": "adam",
+    "lr": 1e-3,
+    "weight_decay": 1e-5,
+    "grad_clip": 1.0,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "precision": "f32",
+}
+TIRGN = {"history_rate": 0.3, "history_mask_mode": "multiply"}
+
+
+def test_there_is_one_for_each_model_and_dataset():
+    assert _presets.preset_names() == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_train_takes_the_published_settings(name):
+    length, layers, angle, _ = PUBLISHED[name]
+    model = name.partition("-")[0]
+    wanted = COMMON | {
+        "model": model,
+        "history_length": length,
+        "num_layers": layers,
+        "static_graph": angle is not None,
+    }
+    wanted |= TIRGN if model == "tirgn" else {}
+    wanted |= {"static_angle": angle, "static_weight": 0.5} if angle is not None else {}
+    assert set(_presets.load_preset(name).train) == {key.replace("_", "-") for key in wanted}
+    taken = TRAIN.make_context("train", ["--preset", name]).params
+    assert {key: taken[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_file_opens_with_what_it_is_about(name):
+    preset = _presets.load_preset(name)
+    assert preset.text.startswith("[about]\npaper = ")
+    assert preset.about.get("published", {}).get("mrr") == PUBLISHED[name][-1]
+    assert ("protocol" in preset.about) == bool(preset.about["published"])
+    assert preset.about["version"]
+    assert preset.about["time"]
+    ingest, train, evaluate = (line.split() for line in preset.about["commands"])
+    assert ingest[:3] == ["geopol-tkg", "ingest", preset.about["dataset"]]
+    assert train == ["geopol-tkg", "train", ingest[-1], "--preset", name]
+    assert evaluate == ["geopol-tkg", "eval", f"models/tkg/{preset.train['model']}_best"]
+
+
+def test_every_other_option_wins_over_a_preset(world, monkeypatch):
+    Path("options.toml").write_text("[train]\npreset = 'regcn-icews14s'\nhistory_length = 1\ndropout = 0.5\n")
+    monkeypatch.setenv("GEOPOL_TKG_TRAIN_DROPOUT", "0.1")
+    call("--config", "options.toml", "train", "--embedding-dim", "8", "--epochs", "1", "--json").json()
+    saved = json.loads(Path("models/tkg/regcn_best.json").read_text())["config"]
+    assert (saved["model_type"], saved["num_layers"], saved["history_window"]) == ("regcn", 2, 0)
+    assert saved["num_words"] > 0
+    assert (saved["history_length"], saved["dropout"], saved["embedding_dim"]) == (1, 0.1, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_dry_run(world, name):
+    done = call("train", "--preset", name, "--embedding-dim", "8", "--dry-run", "--json").json()
+    assert (done["status"], done["model_type"]) == ("dry_run", name.partition("-")[0])
+
+
+@pytest.mark.parametrize("command", [("train", "--preset"), ("presets",)])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("tirgn-icews05", "did you mean tirgn-icews05-15?"), ("?", "known: regcn-icews14s, tirgn-gdelt")]
+)
+def test_an_unknown_name(command, name, hint):
+    done = call(*command, name)
+    assert done.code == 2
+    assert f"no preset '{name}'; {hint}" in done.error()
+    assert done.error().endswith("(geopol-tkg presets lists them)")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning-rate = 1", "preset broken: train has no option 'learning-rate'"),
+        ("history-length = 0", "Invalid value for '--history-length'"),
+        ("model = 'regnc'", "Invalid value for '--model'"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, monkeypatch, line, message):
+    (tmp_path / "broken.toml").write_text(f"[about]\n[train]\n{line}\n")
+    monkeypatch.setattr(_presets, "FOLDER", tmp_path)
+    done = call("train", "--preset", "broken")
+    assert done.code == 2
+    assert message in done.error()
+
+
+def test_the_list():
+    listed = call("presets", "--json").json()["presets"]
+    assert [each["name"] for each in listed] == sorted(PUBLISHED)
+    text = call("presets").out
+    for name, (*_, mrr) in PUBLISHED.items():
+        row = next(line.split() for line in text.splitlines() if line.split()[0] == name)
+        assert row[:2] == [name, name.partition("-")[0]]
+        assert row[-1] == ("–" if mrr is None else f"{mrr:.3f}")
+
+
+def test_one_is_shown_as_it_is():
+    shown = call("presets", "tirgn-gdelt").out
+    assert shown == _presets.load_preset("tirgn-gdelt").text
+    assert call("presets", "tirgn-gdelt", "--json").json() == {"name": "tirgn-gdelt", **tomllib.loads(shown)}

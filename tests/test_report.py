@@ -1,0 +1,501 @@
+"""The report: its figures are those of eval, its page is whole, safe and readable."""
+
+import dataclasses
+import html.parser
+import itertools
+import json
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from cli_helpers import call, listing
+from hypothesis import given
+from hypothesis import strategies as st
+from small_world import make_checkpoint, make_config, make_dataset
+
+from geopol_tkg.cli import app
+from geopol_tkg.config import TrainConfig
+from geopol_tkg.data.cameo import EVENT_CODES, ROOT_CODES
+from geopol_tkg.data.time_axis import TimeAxis
+from geopol_tkg.evaluation.evaluator import evaluate
+from geopol_tkg.models.recurrency import Frequency, Recurrency
+from geopol_tkg.report import sample
+from geopol_tkg.report.cameo_words import MEANINGS, meaning
+from geopol_tkg.report.chart import linear_axis, probability_axis
+from geopol_tkg.report.content import (
+    Example,
+    Model,
+    Report,
+    by_relation,
+    distinct_names,
+    over_time,
+    train_command,
+    true_answers,
+)
+from geopol_tkg.report.curves import read_curves
+from geopol_tkg.report.page import page, verdict
+from geopol_tkg.report.style import DARK, LIGHT, STYLE
+from geopol_tkg.report.words import question, relation_words, time_words
+
+MADE = datetime(2017, 11, 8, tzinfo=UTC)
+EVIL = "<script>alert('1')</script> & \"Ω\" ]]>"
+VOID = {"meta", "line", "circle", "rect", "path", "polyline", "br"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def ranks(dataset):
+    return evaluate(Frequency(dataset), dataset)
+
+
+class Distributions:
+    """A forecaster with given probabilities [r2, n] for each relation; ``unknown`` relations score zero."""
+
+    name, horizon = "distributions", None
+
+    def __init__(self, table, unknown=()):
+        self.table, self.unknown = table, unknown
+
+    def at(self, time):
+        def score(subjects, relations):
+            scores = np.log(self.table[relations])
+            scores[np.isin(relations, self.unknown)] = 0
+            return scores.astype(np.float32)
+
+        return score
+
+
+def distributions(dataset, seed=0, **more):
+    rng = np.random.default_rng(seed)
+    return Distributions(rng.dirichlet(np.full(dataset.num_entities, 0.3), 2 * dataset.num_relations) + 1e-12, **more)
+
+
+def test_calibration_is_that_of_a_loop(dataset, ranks, monkeypatch):
+    monkeypatch.setattr(sample, "FEWEST", 5)
+    forecaster = distributions(dataset)
+    found = sample.calibration(forecaster, ranks, np.arange(len(ranks.rank)))
+    bins, first = {}, {}
+    for relation, target in zip(ranks.relation, ranks.object, strict=True):
+        row = forecaster.table[relation]
+        for entity, probability in enumerate(row):
+            octave = int(np.floor(-np.log2(probability)))
+            bins.setdefault(octave, []).append((probability, entity == target))
+        first.setdefault(int(row.max() * 10), []).append(row.max() - (row.argmax() == target))
+    wanted = [np.array(bins[octave]) for octave in sorted(bins) if octave < 16 and len(bins[octave]) >= 5]
+    assert found.count.tolist() == [len(part) for part in wanted]
+    np.testing.assert_allclose(np.stack([found.predicted, found.observed]).T, [p.mean(0) for p in wanted], rtol=1e-6)
+    assert found.error == pytest.approx(sum(abs(sum(part)) for part in first.values()) / len(ranks.rank), rel=1e-5)
+    assert (found.num_queries, found.num_unknown) == (len(ranks.rank), 0)
+
+
+def test_what_comes_true_as_foretold_is_calibrated(dataset, ranks):
+    """Targets drawn from the forecast itself: the curve lies on the diagonal."""
+    rng = np.random.default_rng(1)
+    forecaster = distributions(dataset)
+    relation = rng.integers(0, 2 * dataset.num_relations, 20_000).astype(np.int32)
+    target = np.array(
+        [rng.choice(dataset.num_entities, p=forecaster.table[r] / forecaster.table[r].sum()) for r in relation]
+    )
+    same = np.zeros(len(relation), np.int32)
+    drawn = replace(ranks, subject=same, relation=relation, object=target.astype(np.int32), time=same, rank=same + 1.0)
+    found = sample.calibration(forecaster, drawn, np.arange(len(relation)))
+    assert found.error < 0.01
+    often = found.predicted > 0.01
+    np.testing.assert_allclose(found.observed[often], found.predicted[often], rtol=0.15)
+
+
+def test_queries_that_the_model_does_not_know_are_counted_apart(dataset, ranks):
+    rows = np.arange(len(ranks.rank))
+    forecaster = distributions(dataset, unknown=(0,))
+    found = sample.calibration(forecaster, ranks, rows)
+    assert found.num_unknown == (ranks.relation == 0).sum() > 0
+    assert found.num_queries == (ranks.relation != 0).sum()
+    answers = sample.first_answers(forecaster, ranks, rows)
+    assert [not answer for answer in answers] == (ranks.relation == 0).tolist()
+    best = np.argsort(-forecaster.table, axis=1)[:, :3]
+    assert all([e for e, _ in a] == best[r].tolist() for a, r in zip(answers, ranks.relation, strict=True) if a)
+
+
+def test_calibration_error_golden():
+    """Two bins: 0.75 against 1/2 for two queries, 0.2 against 0 for the third."""
+    assert sample.calibration_error(np.array([0.7, 0.75, 0.2]), np.array([1, 0, 0])) == pytest.approx((0.45 + 0.2) / 3)
+    assert sample.calibration_error(np.array([1.0, 1.0]), np.array([1, 1])) == 0
+
+
+def test_a_sample_is_seeded_and_within_the_queries(ranks):
+    rows = sample.draw(ranks, 7, seed=3)
+    assert rows.tolist() == sorted(set(rows.tolist())) == sample.draw(ranks, 7, seed=3).tolist()
+    assert rows.tolist() != sample.draw(ranks, 7, seed=4).tolist()
+    assert sample.draw(ranks, 10**6, seed=0).tolist() == list(range(len(ranks.rank)))
+
+
+def test_figures_by_relation_and_over_time_are_those_of_loops(ranks):
+    count, mrr = by_relation(ranks)
+    for relation in range(ranks.num_relations):
+        own = [1 / r for r, q in zip(ranks.rank, ranks.relation, strict=True) if q % ranks.num_relations == relation]
+        assert count[relation] == len(own)
+        assert mrr[relation] == pytest.approx(np.mean(own)) if own else np.isnan(mrr[relation])
+    first, count, mrr = over_time(ranks)
+    assert first.tolist() == np.unique(ranks.time).tolist()
+    assert [np.mean(1 / ranks.rank[ranks.time == time]) for time in first] == pytest.approx(mrr.tolist())
+
+
+@pytest.mark.parametrize("timestamps", [1, 47, 48, 49, 100, 1000])
+def test_periods_hold_every_query_once(ranks, timestamps):
+    time = np.repeat(np.arange(timestamps, dtype=np.int32) * 3, 2)
+    first, count, mrr = over_time(replace(ranks, time=time, rank=np.ones(len(time))))
+    assert (len(first), count.sum()) == (min(48, timestamps), len(time))
+    assert count.max() - count.min() <= 2
+    assert first.tolist() == sorted(set(first.tolist()))
+    assert (mrr == 1).all()
+
+
+def test_interval_golden(ranks):
+    """Every timestamp has the same MRR: no spread."""
+    even = replace(
+        ranks,
+        time=np.arange(4),
+        rank=np.full(4, 4.0),
+        **{n: np.zeros(4, int) for n in ("subject", "relation", "object")},
+    )
+
+    def interval(ranks):
+        return Model("name", "run", ranks, {}).interval
+
+    assert interval(even) == pytest.approx((0.25, 0.25))
+    assert interval(replace(even, time=np.zeros(4, int))) is None
+    low, high = interval(ranks)
+    assert low < (1 / ranks.rank).mean() < high
+
+
+def test_curves_of_one_model_among_others(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"model": "tirgn", "epoch": 0, "system/total_params": 3},
+        {"model": "tirgn", "epoch": 1, "train/loss": 2.5, "eval/mrr": 0.1, "system/rss_epoch_high_mb": 7},
+        {"model": "regcn", "epoch": 1, "train/loss": 9, "system/vram_epoch_high_mb": 8},
+        {"model": "tirgn", "epoch": 2, "train/loss": 2, "system/rss_epoch_high_mb": 8},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"model": "tirgn", "epo')
+    found = read_curves(path, "tirgn")
+    assert (found.loss, found.valid_mrr) == (((1, 2.5), (2, 2)), ((1, 0.1),))
+    assert (found.memory, found.memory_kind, found.num_damaged) == (((1, 7), (2, 8)), "RSS", 1)
+    assert read_curves(path, "regcn").memory_kind == "VRAM"
+    assert read_curves(path, "other") is None
+    assert read_curves(tmp_path / "none", "tirgn") is None
+
+
+def test_every_code_has_a_meaning():
+    assert set(MEANINGS) == {code for code in EVENT_CODES if len(code) == 3}
+    assert all(meaning(code) for code in EVENT_CODES | ROOT_CODES)
+    assert [meaning(code) for code in ("042", "04", "0332", "2042")] == [
+        "make a visit",
+        "consult",
+        "intend to give aid",
+        "use weapons of mass destruction",
+    ]
+
+
+def test_times_and_questions_in_words(dataset):
+    hours = TimeAxis(1510063200, 3600, "1h")
+    assert time_words(hours, 0) == "7 November 2017, 14:00 UTC"
+    assert time_words(hours, 10, short=True) == "8 Nov 00:00"
+    assert time_words(dataset.time_axis, 2) == "3 January 1970"
+    assert time_words(TimeAxis(10, 5, None), 2) == "Time 20"
+    assert relation_words(dataset, 1) == "042"
+    coded = replace(dataset, relation_kind="event-code")
+    assert relation_words(coded, 1) == "042 make a visit"
+    assert question(coded, 0, 1, 2) == "3 January 1970: towards whom does COUNTRY A “make a visit” (042)?"
+    assert question(dataset, 0, 5, 2) == "3 January 1970: who does “042” towards COUNTRY A?"
+    classes = replace(dataset, relations=("1", "4"), relation_kind="event-quad")
+    assert relation_words(classes, 1) == "4 oppose materially"
+
+
+def test_the_training_command_has_options_that_exist(dataset):
+    """Every setting is changed; what is no option of train is named in the module."""
+    changed = {"embedding_dim": 6, "history_mask_mode": "exclude", "num_words": 3, "num_static_edges": 4}
+    config = dataclasses.replace(make_config("regcn"), **changed)
+    settings = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | {"lr": 0.5, "remat": False, "seed": 7}
+    checkpoint = replace(make_checkpoint(config, dataset, {}), settings=settings)
+    words = shlex.split(train_command(checkpoint, Path("a b")))
+    assert words[:5] == ["geopol-tkg", "train", "None", "--model", "regcn"]
+    pairs = list(itertools.pairwise(words))
+    for pair in [("--lr", "0.5"), ("--seed", "7"), ("--embedding-dim", "6"), ("--model-dir", "a b")]:
+        assert pair in pairs
+    assert {"--no-remat", "--static-graph"} <= set(words)
+    assert not {"--epochs", "--num-entities", "--num-words"} & set(words)
+    command = typer.main.get_command(app).commands["train"]
+    known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+    fields = {"--num-channels"}  # of make_config, not an option
+    assert {word for word in words if word.startswith("--")} - fields <= known
+
+
+@pytest.mark.parametrize(
+    ("runs", "names"),
+    [
+        (["a/x_best", "b/y_best"], ["x_best", "y_best"]),
+        (["a/x_best", "b/x_best", "frequency"], ["a/x_best", "b/x_best", "frequency"]),
+        (["c/a/x", "d/a/x"], ["c/a/x", "d/a/x"]),
+        (["recurrency"], ["recurrency"]),
+    ],
+)
+def test_names_tell_runs_apart(runs, names):
+    assert distinct_names(runs) == names
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_axes_hold_their_values(values, from_zero, snug):
+    axis = linear_axis("x", values, from_zero=from_zero, snug=snug)
+    assert all(-1e-6 <= axis.place(value) <= 1 + 1e-6 for value in values)
+    assert all(-1e-6 <= axis.place(tick) <= 1 + 1e-6 for tick, _ in axis.ticks)
+    assert len(axis.ticks) <= 12
+    assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+
+
+def test_probability_axis():
+    axis = probability_axis("p", 0.0004)
+    assert [text for _, text in axis.ticks] == ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"]
+    assert (axis.place(1e-4), axis.place(1e-2), axis.place(1)) == pytest.approx((0, 0.5, 1))
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_can_be_read(scheme):
+    for name in set(scheme) - {"page", "panel", "rule"}:
+        for ground in ("page", "panel"):
+            high, low = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def test_golden_luminance():
+    assert (luminance("#ffffff"), luminance("#000000")) == pytest.approx((1, 0))
+
+
+class Checker(html.parser.HTMLParser):
+    """Balanced tags, ids and what they refer to, text; no element that loads or runs anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.ids, self.links, self.references, self.text = [], [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        given = dict(attrs)
+        assert not [name for name in given if name.startswith("on") or name in ("src", "xlink:href")]
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given["href"]] if "href" in given else []
+        self.references += given.get("aria-labelledby", "").split()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def checked(text):
+    """The parsed page, after all that holds for every one."""
+    found = Checker()
+    found.feed(text)
+    found.close()
+    assert found.open == []
+    assert not set(found.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "use", "image"}
+    assert not re.search(r"url\(|@import|expression\(", STYLE)
+    assert len(set(found.ids)) == len(found.ids)
+    assert set(found.references) == set(found.ids)
+    assert set(found.links) <= {"https://www.gdeltproject.org/"}
+    assert not re.search(r"\b(nan|inf|None)\b", re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL))
+    return found
+
+
+@pytest.fixture(scope="module")
+def small_report(dataset):
+    """Two baselines and a network's checkpoint, the labels being as bad as can be."""
+    evil = replace(dataset, entities=(EVIL, *dataset.entities[1:]), relations=(EVIL, *dataset.relations[1:]))
+    forecaster = distributions(evil)
+    models = []
+    config = make_config("tirgn")
+    for name, one in {EVIL: forecaster, "recurrency": Recurrency(evil, lambdas=0.1, alphas=0.9)}.items():
+        found = evaluate(one, evil)
+        models.append(Model(name, f"models/{name}", found, found.metrics()))
+    rows = np.arange(len(models[0].ranks.rank))
+    models[0] = replace(
+        models[0],
+        checkpoint=make_checkpoint(config, evil, {}),
+        calibration=sample.calibration(forecaster, models[0].ranks, rows),
+    )
+    answers = sample.first_answers(forecaster, models[0].ranks, rows)
+    examples = [Example(row, found, true_answers(models[0].ranks, row)) for row, found in enumerate(answers)]
+    return Report(models, examples, evil, "test", 0, f"geopol-tkg report {shlex.quote(EVIL)}")
+
+
+def test_labels_are_escaped(small_report):
+    text = page(small_report, made=MADE)
+    found = checked(text)
+    assert EVIL not in text
+    assert EVIL in "".join(found.text)
+    assert "no metrics.jsonl" in text
+
+
+def test_examples_say_what_was_true(small_report):
+    text = "".join(checked(page(small_report, made=MADE)).text)
+    ranks = small_report.ranks
+    assert text.count("The answer was") == len(ranks.rank)
+    hits = sum(int(ranks.object[e.row]) in [entity for entity, _ in e.answers] for e in small_report.examples)
+    assert text.count("✓ the answer") == hits > 0
+
+
+def test_the_verdict_follows_the_interval(small_report):
+    ranks = replace(small_report.ranks, time=np.arange(len(small_report.ranks.rank)) // 2)
+
+    def against(factor):
+        other = replace(ranks, rank=ranks.rank * factor)
+        models = [Model(n, n, r, r.metrics()) for n, r in {"first": ranks, "second": other}.items()]
+        return verdict(replace(small_report, models=models))
+
+    assert against(3.0).endswith("it is better.")
+    assert " above second" in against(3.0)
+    assert against(1 / 3).endswith("it is worse.")
+    assert against(1.0).endswith("does not tell them apart.")
+    assert verdict(replace(small_report, models=small_report.models[:1])) == ""
+
+
+def test_report_by_the_program(world):
+    content = call("report", "--json", "--quiet").json()
+    text = Path("report.html").read_text(encoding="utf-8")
+    found = checked(text)
+    assert [model["name"] for model in content["models"]] == ["tirgn_best", "recurrency", "frequency"]
+    assert set(content) == {"output", "models", "num_queries", "split", "protocol", "filter", "dataset"}
+    for model in content["models"]:
+        measured = call("eval", model["run"], "--json").json()
+        assert {key: model[key] for key in measured.keys() & model.keys()} == {
+            key: measured[key] for key in measured.keys() & model.keys()
+        }
+        assert {"mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank", "strata", "object"} <= model.keys()
+        assert f"<td>{measured['mrr']:.4f}<small>" in text
+        assert model["ci_low"] <= model["mrr"] <= model["ci_high"]
+    compared = call("compare", "models/tkg/tirgn_best", "frequency", "--json", "--pass-threshold", "-100").json()
+    assert f"{compared['delta']:+.4f}".replace("-", "−") in text
+    assert f"{compared['ci_low']:+.4f}".replace("-", "−") in text
+    assert found.tags.count("svg") - text.count("aria-hidden") == len(found.references) / 2 == 7
+    assert "The GDELT Project" in text
+    assert [model["calibration_error"] is None for model in content["models"]] == [False, True, True]
+
+
+def test_the_report_is_the_same_again_whatever_names_the_run(world):
+    texts = []
+    for run in ["models/tkg", "models/tkg/tirgn_best.json", "models/tkg/tirgn_best"]:
+        assert call("report", run, "--output", "here/it.html").code == 0
+        texts.append(Path("here/it.html").read_text(encoding="utf-8"))
+    assert len(set(texts)) == 1
+    commands = re.findall(r"geopol-tkg (?:eval|report) .*", re.sub(r"</pre>", "", texts[0]))
+    assert len(commands) == 4
+    again = call(*shlex.split(commands[-1])[1:], "--quiet")
+    assert again.code == 0
+    assert Path("report.html").read_text(encoding="utf-8") == texts[0]
+
+
+def test_two_runs_and_a_baseline_first(world):
+    shutil.copytree("models/tkg", "models/other")
+    Path("models/other/metrics.jsonl").unlink()
+    done = call("report", "frequency", "models/tkg/tirgn_best", "models/other/tirgn_last", "--examples", "2")
+    assert done.code == 0, done.err
+    text = Path("report.html").read_text(encoding="utf-8")
+    found = checked(text)
+    assert "frequency: forecast report" in text
+    assert "tirgn_last: no metrics.jsonl" in text
+    assert "score" in "".join(found.text)
+    assert [line.split()[0] for line in done.out.splitlines()[3:7]] == [
+        "frequency",
+        "tirgn_best",
+        "tirgn_last",
+        "recurrency",
+    ]
+
+
+def test_other_splits_and_data_are_named(world):
+    Path("copy").mkdir()
+    shutil.copytree("data/gdelt", "copy/gdelt")
+    assert call("report", "--data", "copy/gdelt", "--split", "valid", "--examples", "0").code == 0
+    text = Path("report.html").read_text(encoding="utf-8")
+    checked(text)
+    assert "Checkpoints were chosen or trained on valid" in text
+    assert "copy/gdelt" in text
+    assert "<h2>Examples</h2>" not in text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "saying"),
+    [
+        (("folder",), 1, "folder: no checkpoint here (no *_best.json)"),
+        (("models/none",), 1, "models/none: no checkpoint here"),
+        (("recurrency:1",), 2, "no baseline 'recurrency:1'"),
+        (("--output", "folder"), 2, "--output folder: a folder; name a file"),
+        (("--data", "folder"), 1, "folder: no dataset here"),
+        (("--examples", "-1"), 2, "'--examples'"),
+    ],
+)
+def test_refusals(world, args, code, saying):
+    Path("folder").mkdir()
+    before = listing(world)
+    done = call("report", *args)
+    assert (done.code, done.out) == (code, ""), done.err
+    assert saying in done.error()
+    assert listing(world) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "setting"), [("light", 1), ("dark", 0)])
+def test_a_browser_shows_it(world, scheme, setting):
+    """Chromium, offline: the ground has the scheme's colour, and there is much on it."""
+    from PIL import Image
+
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"no browser to look at the report with: none of {', '.join(BROWSERS)} is installed")
+    assert call("report").code == 0
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,5200"]
+    options += [f"--blink-settings=preferredColorScheme={setting}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += [f"--screenshot={world / 'shot.png'}"]
+    page = (world / "report.html").as_uri()
+    subprocess.run([browser, *options, page], check=True, capture_output=True, timeout=120)
+    assert struct.unpack(">II", (world / "shot.png").read_bytes()[16:24]) == (1000, 5200)
+    with Image.open(world / "shot.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    wanted = LIGHT if scheme == "light" else DARK
+    ground = [int(wanted["page"][i : i + 2], 16) for i in (1, 3, 5)]
+    assert pixels[5, 5].tolist() == ground
+    column = pixels[:, 90:910]
+    inked = (column != ground).any(axis=2)
+    assert inked.mean() > 0.05
+    assert inked[:4000].any(axis=1).reshape(-1, 200).any(axis=1).all()  # no empty stretch
+    for name in ("c0", "c1", "c2"):  # every series is drawn
+        colour = [int(wanted[name][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (pixels == colour).all(axis=2).sum() > 100
+    assert not (pixels[:, :80] != ground).any()  # nothing runs over the column
+    assert not (pixels[:, 920:] != ground).any()

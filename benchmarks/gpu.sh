@@ -54,8 +54,8 @@ done
 # End to end: train with early stopping, then test beside the baselines.
 left=$((budget - SECONDS - 60))
 for model in regcn tirgn; do
-    record "train-$model" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
-        --batch-size 0 --device "$device" --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json "${extra[@]}"
+    record "train-$model" tkg train icews14s --preset "$model-icews14s" --precision auto --device "$device" \
+        --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json "${extra[@]}"
     record "test-$model" tkg eval "models/${model}_best" --device "$device" --json
 done
 record test-recurrency tkg eval recurrency --data icews14s --json

@@ -16,7 +16,7 @@ from geopol_tkg.training.loop import NotFiniteError, Standing, epoch_order, fit
 
 def run(scores, *, standing=None, state=None, should_stop=lambda: None, config=None, poison=False, **more):
     """Fit with validation scores given in advance; results and final states."""
-    trainer, fresh, plan, data = prepare(make_config(), batch_size=16)
+    trainer, fresh, plan, data = prepare(make_config("regcn", num_layers=1), batch_size=16)
     if poison:
         fresh = fresh._replace(parameters=_poisoned(fresh.parameters))
     remaining = iter(scores)
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_is_a_failure_though_the_loss_is_finite(mo
     def loss(_trainer, parameters, statistics, *_more):
         return sum(jnp.sum(spoil(leaf) ** 2) for leaf in jax.tree.leaves(parameters)), (1, statistics)
 
-    trainer, state, plan, data = prepare(make_config("regcn"), batch_size=16)
+    trainer, state, plan, data = prepare(make_config("regcn", num_layers=1), batch_size=16)
     monkeypatch.setattr(type(trainer), "loss", loss)
     other = replace(trainer, config=TrainConfig(seed=failed + 2))  # compiled anew
     order = jnp.zeros(len(plan), jnp.int32)

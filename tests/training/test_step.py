@@ -215,6 +215,7 @@ def test_block_size_changes_nothing_but_rounding(model_type):
         np.testing.assert_allclose(array, arrays[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_memory_is_a_blocks_not_a_timestamps():
     def temporary_bytes(size):
         config = make_config("regcn", num_channels=50, num_layers=1)

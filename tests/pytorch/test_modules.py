@@ -119,7 +119,7 @@ def torch_loss(network, dataset, config, time, facts):
     ("variant", "time"),
     [
         ("regcn", 2),
-        ("exclude, window", 5),
+        pytest.param("exclude, window", 5, marks=pytest.mark.slow),
         ("tirgn, static", 2),
         pytest.param("multiply", 2, marks=pytest.mark.slow),
         pytest.param("regcn, static", 5, marks=pytest.mark.slow),

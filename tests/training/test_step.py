@@ -228,8 +228,8 @@ def test_memory_is_a_blocks_not_a_timestamps():
 
 
 SAMPLED = [
-    pytest.param("regcn", "multiply", 4, 1024, marks=pytest.mark.slow),
-    ("tirgn", "multiply", 4, 1024),
+    ("regcn", "multiply", 4, 1024),
+    pytest.param("tirgn", "multiply", 4, 1024, marks=pytest.mark.slow),
     pytest.param("tirgn", "multiply", 0, 16, marks=pytest.mark.slow),
     pytest.param("tirgn", "exclude", 4, 16, marks=pytest.mark.slow),
 ]

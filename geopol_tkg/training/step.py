@@ -15,7 +15,7 @@ from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.data.static_graph import StaticGraph
-from geopol_tkg.errors import TrainingError
+from geopol_tkg.errors import UsageError
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
@@ -150,11 +150,11 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     """Learning rate by the optimiser steps done: warm-up, then constant or a cosine to 0 at the last epoch.
 
     Raises:
-        TrainingError: the warm-up is as long as the training.
+        UsageError: the warm-up is as long as the training.
     """
     warmup, total = round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
     if warmup >= total:
-        raise TrainingError(f"--warmup-epochs {config.warmup_epochs:g} leaves nothing of --epochs {config.epochs}")
+        raise UsageError(f"--warmup-epochs {config.warmup_epochs:g} leaves nothing of --epochs {config.epochs}")
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, total)
     return optax.warmup_constant_schedule(0.0 if warmup else config.lr, config.lr, warmup)
@@ -185,12 +185,12 @@ def make_trainer(
         static_graph: of ``model.num_words`` words; needed where there are some.
 
     Raises:
-        TrainingError: sampled negatives with a static graph, whose constraint is on every entity, or with
+        UsageError: sampled negatives with a static graph, whose constraint is on every entity, or with
             label smoothing, which gives every entity a share.
     """
     for name, value in (("--static-graph", model.num_words), ("--label-smoothing", config.label_smoothing)):
         if config.num_negatives and value:
-            raise TrainingError(f"{name} concerns every entity: it cannot be used with --num-negatives")
+            raise UsageError(f"{name} concerns every entity: it cannot be used with --num-negatives")
     optimiser = make_optimiser(config, steps_per_epoch)
 
     def build(seed: Array) -> Network:
@@ -204,7 +204,7 @@ def make_trainer(
         _, parameters, statistics = nnx.split(build(seed), nnx.Param, FIXED)
         return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
 
-    seed = np.uint32(config.seed)
+    seed = np.uint32(config.seed % 2**32)
     graphdef, _ = nnx.split(nnx.eval_shape(build, seed))
     return Trainer(graphdef, optimiser, config, compute_dtype, remat), initialise(seed)
 
@@ -263,8 +263,9 @@ def _sampled(
 ) -> tuple[Window, Sample]:
     """A sample of entities, and a window that evolves no others than a step reads, where that is fewer."""
     num_entities = network.encoder.config.num_entities
-    drawn, log_size = draw(num_entities, config.num_negatives, key=jax.random.fold_in(key, 1))
-    size = shape.rows + config.num_negatives
+    count = min(config.num_negatives, num_entities)
+    drawn, log_size = draw(num_entities, count, key=jax.random.fold_in(key, 1))
+    size = shape.rows + count
     if size >= num_entities:
         return window, Sample(drawn, log_size, lambda entities: entities)
     connected = connected_entities(data.graph, window.ordinals, shape.window, num_entities=num_entities)

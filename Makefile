@@ -6,7 +6,7 @@ BIN = $(abspath $(VENV))/bin
 .PHONY: help demo test lint types clean
 
 help:
-	@echo "make demo   train TiRGN on the bundled GDELT sample, then measure it beside the baselines"
+	@echo "make demo   train on the bundled GDELT sample, then measure it beside the baselines"
 	@echo "make test   ruff, mypy and the tests"
 
 $(VENV)/.installed: pyproject.toml
@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	rm -rf demo && mkdir demo
 	cd demo && $(BIN)/geopol-tkg train --patience 15
 	cd demo && $(BIN)/geopol-tkg eval
-	cd demo && $(BIN)/geopol-tkg compare models/tkg/tirgn_best recurrency frequency --pass-threshold -100
+	cd demo && $(BIN)/geopol-tkg compare models/tkg/counts_best recurrency frequency --pass-threshold -100
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

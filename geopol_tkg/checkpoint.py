@@ -26,7 +26,7 @@ from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.files import replace_file, sha256_of, write_json
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import CheckpointError
-from geopol_tkg.models.network import Network, build_network
+from geopol_tkg.models.registry import build_model
 
 FORMAT_VERSION = 1
 _READINGS = 5  # of a pair that is being replaced all the while
@@ -46,6 +46,7 @@ class Checkpoint:
         arrays: parameters and running statistics by readable key (``encoder/layers/0/message_weight``).
         trained_entities: bool [n], entities with a fact in the train split.
         dataset: content hash, split, labels' kinds, time axis and path of the training dataset.
+        temperature: that probabilities are read with (``value``), and what it was fitted on; None: not fitted.
         resume: what else a run needs to go on; its arrays stand under ``optimiser/``.
         source: what errors call it, the path it was loaded from.
     """
@@ -59,6 +60,7 @@ class Checkpoint:
     dataset: dict[str, Any]
     arrays: dict[str, np.ndarray]
     trained_entities: np.ndarray
+    temperature: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None
     optimiser: dict[str, np.ndarray] = field(default_factory=dict)
     source: str = "checkpoint"
@@ -71,13 +73,18 @@ class Checkpoint:
     def split(self) -> Split:
         return Split(self.dataset["valid_start"], self.dataset["test_start"])
 
-    def network(self) -> tuple[nnx.GraphDef[Network], Any]:
+    @property
+    def temperature_value(self) -> float:
+        """1 where none was fitted."""
+        return 1.0 if self.temperature is None else float(self.temperature["value"])
+
+    def network(self) -> tuple[nnx.GraphDef[Any], Any]:
         """Structure and state of the trained network.
 
         Raises:
             CheckpointError: arrays are missing, left over or of another shape.
         """
-        skeleton = nnx.eval_shape(lambda: build_network(self.config, key=jax.random.key(0)))
+        skeleton = nnx.eval_shape(lambda: build_model(self.config, key=jax.random.key(0)))
         graphdef, state = nnx.split(skeleton)
         return graphdef, fill(state, self.arrays, source=self.source)
 
@@ -196,6 +203,7 @@ def _describe(checkpoint: Checkpoint, arrays: dict[str, np.ndarray]) -> dict[str
         "entity_to_id": checkpoint.entity_to_id,
         "relation_to_id": checkpoint.relation_to_id,
         "dataset": checkpoint.dataset,
+        "temperature": checkpoint.temperature,
         "environment": {"python": platform.python_version()} | {name: version(name) for name in _ENVIRONMENT},
         "resume": checkpoint.resume,
         "arrays": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
@@ -222,20 +230,30 @@ def load_checkpoint(stem: Path) -> Checkpoint:
         raise CheckpointError(f"{json_path}: not a complete checkpoint ({error}); train again") from error
     if sizes != (config.num_entities, config.num_relations):
         raise CheckpointError(f"{json_path}: labels and config differ in number; train again")
+    temperature = manifest.get("temperature")
+    if temperature is not None and not _is_temperature(temperature):
+        raise CheckpointError(f"{json_path}: temperature has no value above 0; train again")
     _require_like("trained_entities", trained_entities, (config.num_entities,), np.dtype(bool), str(npz_path))
     return Checkpoint(
         config=config,
         trained_entities=trained_entities,
         arrays=arrays,
+        temperature=temperature,
         optimiser=optimiser,
         source=str(npz_path),
         **given,
     )
 
 
+def _is_temperature(entry: Any) -> bool:
+    value = entry.get("value") if isinstance(entry, dict) else None
+    return isinstance(value, int | float) and 0 < value < float("inf")
+
+
 def _read_config(entries: dict[str, Any], path: Path) -> ModelConfig:
     if unknown := sorted(entries.keys() - {f.name for f in fields(ModelConfig)}):
         raise CheckpointError(f"{path}: unknown config entry {unknown[0]}; made by a newer version?")
+    entries = {name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()}
     config = ModelConfig(**entries)
     if config.model_type not in get_args(ModelType):
         raise CheckpointError(f"{path}: unknown model_type {config.model_type!r}; made by a newer version?")

@@ -6,7 +6,7 @@ from typing import Literal
 EntityKind = Literal["name", "code", "country"]
 RelationKind = Literal["event-code", "base-code", "root-code", "event-quad"]
 TimeSource = Literal["auto", "added", "event"]
-ModelType = Literal["tirgn", "regcn"]
+ModelType = Literal["counts", "tirgn", "regcn"]
 MaskMode = Literal["multiply", "exclude"]
 Precision = Literal["auto", "bf16", "f32"]
 Optimiser = Literal["adam", "adamw"]
@@ -45,7 +45,7 @@ SAMPLE_CONFIG = IngestConfig(granularity="1h", num_days=0)  # of the bundled sam
 class ModelConfig:
     """What defines a network: with the arrays, all that is needed to rebuild it."""
 
-    model_type: ModelType = "tirgn"
+    model_type: ModelType = "counts"
     num_entities: int
     num_relations: int  # without inverses
     embedding_dim: int = 200  # d
@@ -60,6 +60,8 @@ class ModelConfig:
     num_words: int = 0  # of the static entity-word graph; 0 = no such graph
     num_static_edges: int = 0  # of the static entity-word graph
     static_angle: float = 10.0  # degrees a step by which entities may turn from their static embedding
+    count_prior: bool = False  # add the score of a counting model to the logits of entities
+    half_lives: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)  # steps after which a count weighs half, of counts
 
 
 @dataclass(frozen=True, kw_only=True)

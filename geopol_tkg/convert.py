@@ -15,8 +15,8 @@ from geopol_tkg.config import PARITY_TOLERANCE, ModelConfig
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.files import replace_file
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
-from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError, UsageError
+from geopol_tkg.models.registry import build_context, build_forecaster, uses_vocabulary
 
 if TYPE_CHECKING:
     from geopol_tkg.evaluation.results import Ranks
@@ -64,13 +64,16 @@ _LEAVES: dict[str, tuple[str, Rearrange]] = {
     "bias": ("bias", _same),
     "mean": ("running_mean", _same),
     "var": ("running_var", _same),
+    **{name: (name, _same) for name in ("weight", "context_weight", "output", "linear")},  # of counts, as all below
+    **{name: (name, _same) for name in ("answer_relations", "history_relations", "next_relation", "last_relation")},
+    **{name: (name, _same) for name in ("unseen_bias", "history_bias")},
 }
 
 
 def convert(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    history: HistoryVocabulary,
+    history: HistoryVocabulary | None,
     *,
     output: Path,
     file_format: FileFormat = "pt",
@@ -88,7 +91,7 @@ def convert(
 
     Args:
         dataset: has the checkpoint's ids and time axis.
-        history: the dataset's, with the network's window.
+        history: the dataset's, with the network's window; None for a model that looks at none.
         time: index of the step to forecast; by default the one after the dataset's last fact.
         rank: ranks the test split of ``dataset`` by a forecaster; both networks must then agree on all of it.
 
@@ -99,18 +102,21 @@ def convert(
     Raises:
         GeopolTkgError: torch, or what the format needs, is not installed.
         DataError: dataset or history do not fit the checkpoint.
+        UsageError: the model has no such format.
         CheckpointError: a weight is not finite.
     """
     _require_torch()
+    if checkpoint.config.count_prior:
+        raise UsageError(f"{checkpoint.source}: a network with a count prior has no PyTorch form yet")
     _require_fit(checkpoint, dataset, history)
     from geopol_tkg.torch.card import model_card
     from geopol_tkg.torch.modules import parameter_count
     from geopol_tkg.torch.parity import compare_split
 
-    forecaster = NetworkForecaster(
+    forecaster = build_forecaster(
         *checkpoint.network(),
         config=checkpoint.config,
-        context=ForecastContext.build(dataset, history, checkpoint.config),
+        context=build_context(dataset, history, checkpoint.config),
         name=checkpoint.config.model_type,
     )
     contents = file_contents(checkpoint, dataset, time=time)
@@ -157,16 +163,20 @@ def torch_state(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def file_contents(checkpoint: Checkpoint, dataset: Dataset, *, time: int | None = None) -> dict[str, Any]:
     """What the file holds, with NumPy arrays where it has tensors."""
-    from geopol_tkg.torch.facts import KnownFacts
+    from geopol_tkg.torch.facts import KnownFacts, snapshots_kept
     from geopol_tkg.torch.files import FORMAT_VERSION
 
     known = KnownFacts.build(
         dataset.facts,
         num_entities=dataset.num_entities,
         num_relations=dataset.num_relations,
-        history_length=checkpoint.config.history_length,
+        history_length=snapshots_kept(checkpoint.config),
         time_index=time,
     )
+    if known.history_length is None:
+        past: dict[str, Any] = {"facts": known.quadruples}
+    else:
+        past = {"snapshots": list(known.snapshots), "snapshot_times": list(known.snapshot_times)}
     relations = np.bincount(dataset.facts[:, 1], minlength=dataset.num_relations)
     entities = np.bincount(dataset.facts[:, [0, 2]].ravel(), minlength=dataset.num_entities)
     return {
@@ -181,13 +191,13 @@ def file_contents(checkpoint: Checkpoint, dataset: Dataset, *, time: int | None 
         "triple_frequency": {"triples": known.triples, "counts": known.counts, "last_seen": known.last_seen},
         "epoch": checkpoint.epoch,
         "metrics": _plain(checkpoint.metrics),
+        "temperature": checkpoint.temperature,
         "training": {
             "dataset": {key: value for key, value in checkpoint.dataset.items() if key != "path"},
             "settings": _plain(checkpoint.settings),
         },
         "context": {
-            "snapshots": list(known.snapshots),
-            "snapshot_times": list(known.snapshot_times),
+            **past,
             "time_index": known.time_index,
             "time": dataset.time_axis.label(known.time_index),
             **asdict(dataset.time_axis),
@@ -258,16 +268,17 @@ def _require_torch() -> None:
         raise GeopolTkgError("convert needs torch: pip install 'geopol-tkg[torch]'") from error
 
 
-def _require_fit(checkpoint: Checkpoint, dataset: Dataset, history: HistoryVocabulary) -> None:
+def _require_fit(checkpoint: Checkpoint, dataset: Dataset, history: HistoryVocabulary | None) -> None:
     if not len(dataset.facts):
         raise DataError("the dataset has no facts that the model knows: nothing to forecast from")
     if (dataset.entity_to_id, dataset.relation_to_id) != (checkpoint.entity_to_id, checkpoint.relation_to_id):
         raise DataError("the dataset's ids are not the checkpoint's: align it first")
     if dataset.time_axis != checkpoint.time_axis:
         raise DataError("the dataset's time axis is not the checkpoint's: align it first")
-    if history.window != checkpoint.config.history_window:
-        wanted = checkpoint.config.history_window
-        raise DataError(f"history window {history.window}, network trained with {wanted}")
+    if uses_vocabulary(checkpoint.config):
+        found, wanted = None if history is None else history.window, checkpoint.config.history_window
+        if found != wanted:
+            raise DataError(f"history window {found}, network trained with {wanted}")
     for name, array in checkpoint.arrays.items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"checkpoint array {name} is not finite: train again")

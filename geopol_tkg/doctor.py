@@ -45,7 +45,7 @@ def examine(*, progress: Callable[[str], None]) -> Iterator[Finding]:
 
 
 def smoke_test(model: ModelType) -> Finding:
-    """One optimiser step of a tiny network on the bundled sample; a loss that is not finite is an error."""
+    """One optimiser step of a tiny model on the bundled sample; a loss that is not finite is an error."""
     started = time.perf_counter()
     try:
         loss = _one_step(model)
@@ -57,38 +57,30 @@ def smoke_test(model: ModelType) -> Finding:
 
 def _one_step(model: ModelType) -> float:
     """The loss before it."""
-    import jax.numpy as jnp
+    import jax
 
     from geopol_tkg.data.history import build_for
     from geopol_tkg.data.ingest import ingest
-    from geopol_tkg.data.snapshots import Snapshots
     from geopol_tkg.data.sources import SAMPLE
+    from geopol_tkg.models.registry import build_context, uses_vocabulary
     from geopol_tkg.training.loop import Standing, fit
-    from geopol_tkg.training.plan import plan_steps
-    from geopol_tkg.training.step import make_trainer, put_step_data
+    from geopol_tkg.training.prepare import prepare
+    from geopol_tkg.training.run import resolve
 
     dataset = ingest([SAMPLE], SAMPLE_CONFIG)
-    network = ModelConfig(
+    tiny = ModelConfig(
         model_type=model, num_entities=dataset.num_entities, num_relations=dataset.num_relations, **_TINY
     )
-    history = build_for(dataset, window=network.history_window)
-    snapshots = Snapshots.build(dataset.facts, num_relations=dataset.num_relations, model_type=model)
-    plan = plan_steps(
-        dataset.facts_of("train"),
-        snapshots=snapshots,
-        history=history,
-        history_length=network.history_length,
-        batch_size=_BATCH_SIZE,
-        seed=TrainConfig.seed,
-    )
-    config = TrainConfig()
-    trainer, state = make_trainer(network, config, compute_dtype=jnp.float32, remat=False)
+    history = build_for(dataset, window=tiny.history_window) if uses_vocabulary(tiny) else None
+    config = resolve(TrainConfig(batch_size=_BATCH_SIZE, precision="f32", remat=False), jax.devices()[0])
+    context = build_context(dataset, history, tiny)
+    plan, trainer, state, data = prepare(dataset, history, context, model=tiny, config=config)
     taken: list[int] = []
     stopped = fit(
         trainer,
         state,
         plan=plan,
-        data=put_step_data(plan, snapshots, history),
+        data=data,
         config=config,
         evaluate=lambda _state: None,
         standing=Standing(),

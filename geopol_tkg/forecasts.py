@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import softmax
 
 from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.alignment import Alignment, align
-from geopol_tkg.data.dataset import Dataset, with_inverses
+from geopol_tkg.data.cameo_words import relation_meaning
+from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, DataError
+from geopol_tkg.explain import Past
 from geopol_tkg.models.base import Forecaster, ScoreFunction
-from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
+from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster, uses_vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,19 @@ class LoadedModel:
         ids = self.alignment.entity_ids
         return (ids >= 0) & self.checkpoint.trained_entities[ids]
 
-    def history(self) -> HistoryVocabulary:
-        """What the network's history mode looks up, in the checkpoint's ids."""
+    def history(self) -> HistoryVocabulary | None:
+        """What the network's history mode looks up, in the checkpoint's ids; None where the model has none."""
+        if not uses_vocabulary(self.checkpoint.config):
+            return None
         return load_or_build(self.alignment.known, window=self.checkpoint.config.history_window)[0]
 
-    def network_forecaster(self, *, horizon: int | None = None) -> NetworkForecaster:
+    def network_forecaster(self, *, horizon: int | None = None) -> TrainedForecaster:
         """The trained network, asked in the checkpoint's ids and times."""
         config = self.checkpoint.config
-        return NetworkForecaster(
+        return build_forecaster(
             *self.checkpoint.network(),
             config=config,
-            context=ForecastContext.build(self.alignment.known, self.history(), config),
+            context=build_context(self.alignment.known, self.history(), config),
             name=self.name,
             horizon=horizon,
         )
@@ -66,7 +71,7 @@ class AlignedForecaster:
     scores all candidates alike, since nothing is known about it.
     """
 
-    def __init__(self, network: NetworkForecaster, alignment: Alignment, *, horizon: int | None = None) -> None:
+    def __init__(self, network: TrainedForecaster, alignment: Alignment, *, horizon: int | None = None) -> None:
         self.name = network.name
         self.horizon = horizon
         self._network = network
@@ -145,14 +150,17 @@ def predict(
     direction: Literal["object", "subject"] = "object",
     at: str | None = None,
     top: int = 10,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Rank candidates for ``(entity, relation, ?)``, or ``(?, relation, entity)``, at a time.
 
     Args:
         at: a time; by default the step after the dataset's last. Only facts before it count.
+        explain: say of each candidate what these facts say of it.
 
     Returns:
-        The JSON of the command; probabilities sum to one over all entities that the network knows.
+        The JSON of the command; probabilities sum to one over all entities that the network knows, and are read
+        with the checkpoint's temperature.
 
     Raises:
         DataError: a label or a time that the model does not know.
@@ -164,18 +172,27 @@ def predict(
     time = _time_of(at, model.alignment)
     score = model.network_forecaster().at(time)
     scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
-    last_seen = _last_seen(known, subject, query, time)
+    probability = probabilities(scores, checkpoint.temperature_value)
+    past = Past(known, subject, base, direction=direction, time=time)
     predictions = [
         {
             direction: known.entities[i],
-            "probability": float(np.exp(scores[i])),
-            "seen_before": i in last_seen,
-            "last_seen": known.time_axis.label(last_seen[i]) if i in last_seen else None,
+            "probability": float(probability[i]),
+            "seen_before": bool(past.fact.count[i]),
+            "last_seen": past.last_seen(i),
+            **({"explanation": past.explanation(i)} if explain else {}),
         }
         for i in np.argsort(-scores, kind="stable")[:top].tolist()
     ]
     given = "subject" if direction == "object" else "object"
-    return {given: entity, "relation": relation, "time": known.time_axis.label(time), "predictions": predictions}
+    meaning = {"meaning": relation_meaning(known.relation_kind, relation)} if explain else {}
+    asked = {given: entity, "relation": relation, **meaning, "time": known.time_axis.label(time)}
+    return {**asked, "predictions": predictions}
+
+
+def probabilities(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Of log-probabilities [..., n], read with a temperature: float64 [..., n]."""
+    return softmax(scores.astype(np.float64) / temperature, axis=-1)
 
 
 def next_time(alignment: Alignment) -> int:
@@ -209,10 +226,3 @@ def look_up(label: str, ids: dict[str, int], what: str) -> int:
     near = longer or difflib.get_close_matches(wanted, ids, n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise DataError(f"{what} {label!r} is unknown to the model{hint}")
-
-
-def _last_seen(dataset: Dataset, subject: int, query: int, time: int) -> dict[int, int]:
-    """Objects seen before ``time`` for a subject and relation, with the last time index of each."""
-    both = with_inverses(dataset.facts, dataset.num_relations)
-    chosen = both[(both[:, 0] == subject) & (both[:, 1] == query) & (both[:, 3] < time)]
-    return dict(sorted(zip(chosen[:, 2].tolist(), chosen[:, 3].tolist(), strict=True), key=lambda item: item[1]))

@@ -116,7 +116,7 @@ def trained(request, tmp_path_factory, program) -> Path:
     steps = [
         ("ingest", "events.parquet", *SETTINGS),
         ("vocab",),
-        ("train", *SMALL, "--epochs", "2"),
+        ("train", "--model", "tirgn", *SMALL, "--epochs", "2"),
     ]
     for step in steps:
         (folder / f"{step[0]}.json").write_text(json.dumps(vars(program(*step, "--json", cwd=folder))))

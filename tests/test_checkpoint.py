@@ -40,7 +40,7 @@ def checkpoint(request) -> Checkpoint:
 
 
 def json_ready(checkpoint):
-    return replace(checkpoint, metrics={"train_loss": 1.5, "valid": {"mrr": 0.25}})
+    return replace(checkpoint, metrics={"train_loss": 1.5, "valid": {"mrr": 0.25}}, temperature={"value": 1.25})
 
 
 def scores(graphdef, state, config, time=9):
@@ -65,6 +65,23 @@ def test_loaded_is_saved_and_is_not_fresh(checkpoint, tmp_path):
     np.testing.assert_array_equal(found, scores(*saved.network(), saved.config))
     fresh = scores(*nnx.split(build_network(saved.config, key=jax.random.key(0))), saved.config)
     assert (found != fresh).any()
+
+
+def test_a_checkpoint_of_a_time_without_temperatures_has_none(checkpoint, tmp_path):
+    path = tmp_path / "x.json"
+    save_checkpoint(path, json_ready(checkpoint))
+    assert load_checkpoint(path).temperature_value == 1.25
+    manifest = json.loads(path.read_text())
+    del manifest["temperature"], manifest["json_sha256"]
+    path.write_text(json.dumps(manifest))
+    loaded = load_checkpoint(path)
+    assert (loaded.temperature, loaded.temperature_value) == (None, 1)
+
+
+@pytest.mark.parametrize("entry", [{}, 1.5, {"value": 0}, {"value": "1"}])
+def test_a_temperature_that_is_none_is_refused(checkpoint, tmp_path, entry):
+    save_checkpoint(tmp_path / "x", replace(json_ready(checkpoint), temperature=entry))
+    assert "x.json: temperature has no value above 0" in refusal(tmp_path / "x")
 
 
 def test_every_array_reaches_the_network(checkpoint):

@@ -144,6 +144,25 @@ def test_probabilities_are_those_of_jax(result, checkpoint, dataset, history):
     assert sum(row["probability"] for row in rows) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_temperature_is_for_probabilities_of_entities_alone(result, checkpoint, dataset, history, tmp_path):
+    entry = {"value": 2.0, "split": "valid", "num_queries": 9, "nll_before": 2.5, "nll_after": 2.0}
+    warm = convert(replace(checkpoint, temperature=entry), dataset, history, output=tmp_path / "x.pt")
+    plain, found = (TKGPredictor(path, device="cpu") for path in (result["output"], warm["output"]))
+    assert (plain.temperature, found.temperature) == (1, 2)
+    asked = np.arange(4), np.arange(4)
+    np.testing.assert_array_equal(found.log_probabilities(*asked), plain.log_probabilities(*asked))
+    assert found.predict_relations("COUNTRY A", "COUNTRY B") == plain.predict_relations("COUNTRY A", "COUNTRY B")
+    for baseline in (False, True):
+        rows, before = (p.predict("COUNTRY A", "042", top=N, baseline=baseline) for p in (found, plain))
+        expected = np.array([row["probability"] for row in before]) ** (1 if baseline else 0.5)
+        assert [row["object"] for row in rows] == [row["object"] for row in before]
+        assert [row["probability"] for row in rows] == pytest.approx(expected / expected.sum(), rel=1e-5)
+        scored = [found.score("COUNTRY A", "042", row["object"], baseline=baseline) for row in rows]
+        assert scored == pytest.approx([row["probability"] for row in rows], rel=1e-5)
+    assert "temperature 2.0000, fitted on 9 valid queries" in Path(warm["card"]).read_text(encoding="utf-8")
+    assert "not calibrated on outcomes" in Path(result["card"]).read_text(encoding="utf-8")
+
+
 def test_regcn_and_a_short_past(dataset, tmp_path):
     config = make_config("regcn", history_length=GAP, history_window=0, num_layers=1)
     early = replace(dataset, facts=dataset.facts[dataset.facts[:, 3] < 2])
@@ -197,7 +216,7 @@ def test_what_does_not_fit_is_refused(checkpoint, dataset, history, tmp_path):
 def test_the_command_measures_the_test_split_and_writes_other_formats(world):
     pytest.importorskip("safetensors")
     content = call("convert", "--full", "--format", "safetensors", "--json").json()
-    assert content["output"] == "models/tkg/tirgn_trained.safetensors"
+    assert content["output"] == f"models/tkg/{content['model_type']}_trained.safetensors"
     assert content["full"]["mrr"] == pytest.approx(call("eval", "--json").json()["mrr"], abs=5e-5)
     assert TKGPredictor(content["output"], device="cpu").predict_subjects("042", "ENTITY 1")
     card = Path(content["card"]).read_text(encoding="utf-8")

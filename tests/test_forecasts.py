@@ -120,6 +120,15 @@ def test_probabilities_sum_to_one(stem, direction):
         assert sorted((row["probability"] for row in found), reverse=True) == [row["probability"] for row in found]
 
 
+def test_a_temperature_flattens_probabilities_and_keeps_their_order(stem, tmp_path):
+    plain = predict(load_model(stem), "COUNTRY A", "042", top=N)["predictions"]
+    save_checkpoint(tmp_path / "x", replace(load_model(stem).checkpoint, temperature={"value": 2.0}))
+    found = predict(load_model(tmp_path / "x"), "COUNTRY A", "042", top=N)["predictions"]
+    assert [row["object"] for row in found] == [row["object"] for row in plain]
+    roots = np.sqrt([row["probability"] for row in plain])
+    np.testing.assert_allclose([row["probability"] for row in found], roots / roots.sum(), rtol=1e-6)
+
+
 def test_by_default_the_step_after_the_last_is_asked(stem):
     assert predict(load_model(stem), "COUNTRY A", "042")["time"] == "1970-01-12T00:00:00Z"
     newer = relabelled(make_dataset(), extra_facts=(("ATLANTIS", "999", "ZEMBLA", 20),))

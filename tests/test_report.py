@@ -24,11 +24,11 @@ from small_world import make_checkpoint, make_config, make_dataset
 from geopol_tkg.cli import app
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.cameo import EVENT_CODES, ROOT_CODES
+from geopol_tkg.data.cameo_words import MEANINGS, meaning
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.evaluation.evaluator import evaluate
 from geopol_tkg.models.recurrency import Frequency, Recurrency
 from geopol_tkg.report import sample
-from geopol_tkg.report.cameo_words import MEANINGS, meaning
 from geopol_tkg.report.chart import linear_axis, probability_axis
 from geopol_tkg.report.content import (
     Example,
@@ -83,56 +83,17 @@ def distributions(dataset, seed=0, **more):
     return Distributions(rng.dirichlet(np.full(dataset.num_entities, 0.3), 2 * dataset.num_relations) + 1e-12, **more)
 
 
-def test_calibration_is_that_of_a_loop(dataset, ranks, monkeypatch):
-    monkeypatch.setattr(sample, "FEWEST", 5)
-    forecaster = distributions(dataset)
-    found = sample.calibration(forecaster, ranks, np.arange(len(ranks.rank)))
-    bins, first = {}, {}
-    for relation, target in zip(ranks.relation, ranks.object, strict=True):
-        row = forecaster.table[relation]
-        for entity, probability in enumerate(row):
-            octave = int(np.floor(-np.log2(probability)))
-            bins.setdefault(octave, []).append((probability, entity == target))
-        first.setdefault(int(row.max() * 10), []).append(row.max() - (row.argmax() == target))
-    wanted = [np.array(bins[octave]) for octave in sorted(bins) if octave < 16 and len(bins[octave]) >= 5]
-    assert found.count.tolist() == [len(part) for part in wanted]
-    np.testing.assert_allclose(np.stack([found.predicted, found.observed]).T, [p.mean(0) for p in wanted], rtol=1e-6)
-    assert found.error == pytest.approx(sum(abs(sum(part)) for part in first.values()) / len(ranks.rank), rel=1e-5)
-    assert (found.num_queries, found.num_unknown) == (len(ranks.rank), 0)
-
-
-def test_what_comes_true_as_foretold_is_calibrated(dataset, ranks):
-    """Targets drawn from the forecast itself: the curve lies on the diagonal."""
-    rng = np.random.default_rng(1)
-    forecaster = distributions(dataset)
-    relation = rng.integers(0, 2 * dataset.num_relations, 20_000).astype(np.int32)
-    target = np.array(
-        [rng.choice(dataset.num_entities, p=forecaster.table[r] / forecaster.table[r].sum()) for r in relation]
-    )
-    same = np.zeros(len(relation), np.int32)
-    drawn = replace(ranks, subject=same, relation=relation, object=target.astype(np.int32), time=same, rank=same + 1.0)
-    found = sample.calibration(forecaster, drawn, np.arange(len(relation)))
-    assert found.error < 0.01
-    often = found.predicted > 0.01
-    np.testing.assert_allclose(found.observed[often], found.predicted[often], rtol=0.15)
-
-
-def test_queries_that_the_model_does_not_know_are_counted_apart(dataset, ranks):
+def test_first_answers_are_the_likeliest(dataset, ranks):
     rows = np.arange(len(ranks.rank))
     forecaster = distributions(dataset, unknown=(0,))
-    found = sample.calibration(forecaster, ranks, rows)
-    assert found.num_unknown == (ranks.relation == 0).sum() > 0
-    assert found.num_queries == (ranks.relation != 0).sum()
-    answers = sample.first_answers(forecaster, ranks, rows)
+    answers, scored = (sample.first_answers(forecaster, ranks, rows, temperature=value) for value in (0.5, None))
     assert [not answer for answer in answers] == (ranks.relation == 0).tolist()
-    best = np.argsort(-forecaster.table, axis=1)[:, :3]
-    assert all([e for e, _ in a] == best[r].tolist() for a, r in zip(answers, ranks.relation, strict=True) if a)
-
-
-def test_calibration_error_golden():
-    """Two bins: 0.75 against 1/2 for two queries, 0.2 against 0 for the third."""
-    assert sample.calibration_error(np.array([0.7, 0.75, 0.2]), np.array([1, 0, 0])) == pytest.approx((0.45 + 0.2) / 3)
-    assert sample.calibration_error(np.array([1.0, 1.0]), np.array([1, 1])) == 0
+    for answer, score, relation in zip(answers, scored, ranks.relation, strict=True):
+        own = forecaster.table[relation]
+        best = np.argsort(-own)[:3]
+        squared = own**2 / (own**2).sum()
+        assert answer == ([(i, pytest.approx(squared[i], rel=1e-4)) for i in best] if relation else [])
+        assert score == ([(i, pytest.approx(np.log(own[i]), rel=1e-4)) for i in best] if relation else [])
 
 
 def test_a_sample_is_seeded_and_within_the_queries(ranks):
@@ -341,15 +302,12 @@ def small_report(dataset):
     models = []
     config = make_config("tirgn")
     for name, one in {EVIL: forecaster, "recurrency": Recurrency(evil, lambdas=0.1, alphas=0.9)}.items():
-        found = evaluate(one, evil)
-        models.append(Model(name, f"models/{name}", found, found.metrics()))
+        found = evaluate(one, evil, temperature=1.1 if one is forecaster else None)
+        said = None if found.probabilities is None else found.probabilities.calibration()
+        models.append(Model(name, f"models/{name}", found, {**found.metrics(), "calibration": said}))
     rows = np.arange(len(models[0].ranks.rank))
-    models[0] = replace(
-        models[0],
-        checkpoint=make_checkpoint(config, evil, {}),
-        calibration=sample.calibration(forecaster, models[0].ranks, rows),
-    )
-    answers = sample.first_answers(forecaster, models[0].ranks, rows)
+    models[0] = replace(models[0], checkpoint=make_checkpoint(config, evil, {}))
+    answers = sample.first_answers(forecaster, models[0].ranks, rows, temperature=1.1)
     examples = [Example(row, found, true_answers(models[0].ranks, row)) for row, found in enumerate(answers)]
     return Report(models, examples, evil, "test", 0, f"geopol-tkg report {shlex.quote(EVIL)}")
 
@@ -404,7 +362,9 @@ def test_report_by_the_program(world):
     assert f"{compared['ci_low']:+.4f}".replace("-", "−") in text
     assert found.tags.count("svg") - text.count("aria-hidden") == len(found.references) / 2 == 7
     assert "The GDELT Project" in text
-    assert [model["calibration_error"] is None for model in content["models"]] == [False, True, True]
+    measured = call("eval", "models/tkg/tirgn_best", "--json").json()["calibration"]
+    assert [model["calibration_error"] for model in content["models"]] == [measured["ece"], None, None]
+    assert f"expected calibration error {measured['ece']:.4f} over {measured['num_queries']:,} queries" in text
 
 
 def test_the_report_is_the_same_again_whatever_names_the_run(world):

@@ -23,6 +23,7 @@ class OpenModel:
     """A forecaster, the dataset it is measured on, and what it was trained on (None: the train split).
 
     Attributes:
+        temperature: that the forecaster's probabilities are read with; None: it has scores only.
         remarks: what the JSON says besides, of a dataset that is not the model's own.
     """
 
@@ -30,6 +31,7 @@ class OpenModel:
     forecaster: Forecaster
     dataset: Dataset
     known_entities: np.ndarray | None = None
+    temperature: float | None = None
     remarks: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +51,7 @@ def open_model(
         forecaster=model.forecaster(horizon=_horizon(model.dataset, split, protocol)),
         dataset=model.dataset,
         known_entities=model.known_entities,
+        temperature=model.checkpoint.temperature_value,
         remarks={} if model.alignment.is_identity else _remarks(model, split, output),
     )
 

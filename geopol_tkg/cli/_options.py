@@ -145,10 +145,10 @@ def open_dataset(path: Path | None) -> "Dataset":
 
 
 def default_checkpoint(output: Output) -> Path:
-    """Stem of the best checkpoint in the default place, TiRGN first."""
+    """Stem of the best checkpoint in the default place; where there are several, of the model written last."""
     directory = Path(DEFAULT_MODEL_DIR)
-    for name in ("tirgn_best", "regcn_best"):
-        if (directory / f"{name}.json").is_file():
-            output.note(f"checkpoint: {directory / name}")
-            return directory / name
+    if found := list(directory.glob("*_best.json")):
+        newest = max(found, key=lambda path: path.stat().st_mtime).with_suffix("")
+        output.note(f"checkpoint: {newest}")
+        return newest
     raise CheckpointError(f"{directory}: no checkpoint here; run geopol-tkg train first or name one")

@@ -5,19 +5,23 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
 from geopol_tkg.cli._app import Output, new_table, plain
-from geopol_tkg.cli._progress import TrainDisplay, format_seconds
+from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
-from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.files import write_json
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
+from geopol_tkg.errors import CheckpointError, UsageError
 from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
-from geopol_tkg.models.forecaster import NetworkForecaster
+from geopol_tkg.evaluation.temperature import fit_temperature
+from geopol_tkg.models.registry import TrainedForecaster, uses_vocabulary
 from geopol_tkg.training.loop import EpochResult
 from geopol_tkg.training.memory import as_size, free_bytes
 from geopol_tkg.training.run import RunFiles, TrainingRun
@@ -41,6 +45,7 @@ def train(
     dry_run: bool = False,
     wandb: bool | None = False,
     options: dict[str, dict[str, Any]] | None = None,
+    prior: Checkpoint | None = None,
 ) -> None:
     """Train a network and report; exits with 130 or 143 after a signal, the state being saved.
 
@@ -50,8 +55,17 @@ def train(
     with StopSignals() as signals, nullcontext() if dry_run else files.locked():
         files.check(resume=resume, overwrite=overwrite or dry_run)
         validation = _Validation(dataset, signals)
-        history = _history(dataset, model.history_window, output)
-        run = TrainingRun(dataset, history, model=model, config=config, files=files, validate=validation, resume=resume)
+        history = _history(dataset, model.history_window, output) if uses_vocabulary(model) else None
+        run = TrainingRun(
+            dataset,
+            history,
+            model=model,
+            config=config,
+            files=files,
+            validate=validation,
+            resume=resume,
+            prior=prior,
+        )
         _announce(run, dataset, output)
         if dry_run:
             _report_dry_run(run, output)
@@ -59,7 +73,9 @@ def train(
                 raise typer.Exit(signals.exit_code)
             return
         result = _train(run, output, validation, wandb=wandb, resume=resume, options=options or {})
-        content = _summary(run, result)
+        content = _summary(run, result) | {"temperature": None}
+        if content["checkpoint"] is not None and content["status"] != "interrupted":
+            content |= _calibrate(run, dataset, signals, output)
     table = new_table("", "")
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), plain(_shown(content[name])))
@@ -76,7 +92,7 @@ class _Validation:
     signals: StopSignals
     progress: Callable[[int, int], None] | None = None
 
-    def __call__(self, forecaster: NetworkForecaster) -> dict[str, Any] | None:
+    def __call__(self, forecaster: TrainedForecaster) -> dict[str, Any] | None:
         def stop() -> bool:
             return bool(self.signals)
 
@@ -85,6 +101,48 @@ class _Validation:
         except Interrupted:
             return None
         return ranks.metrics()
+
+
+def load_prior(stem: Path, dataset: Dataset, model: ModelType, num_negatives: int) -> Checkpoint:
+    """The counting model that a network is trained with.
+
+    Raises:
+        UsageError: it cannot be used with the other options.
+        CheckpointError: it is no counting model, or was trained on another dataset.
+    """
+    if model == "counts":
+        raise UsageError("--count-prior is for networks: use --model tirgn or regcn")
+    if num_negatives:
+        raise UsageError("--count-prior scores every entity: it cannot be used with --num-negatives")
+    prior = load_checkpoint(stem)
+    if prior.config.model_type != "counts":
+        raise CheckpointError(f"{stem}: is a {prior.config.model_type}; --count-prior wants one of --model counts")
+    if prior.dataset["content_hash"] != dataset.content_hash:
+        raise CheckpointError(f"{stem}: trained on another dataset; train --model counts on this one first")
+    return prior
+
+
+def _calibrate(run: TrainingRun, dataset: Dataset, signals: StopSignals, output: Output) -> dict[str, Any]:
+    """Fit a temperature for the best checkpoint, where it has none; what the summary says of it."""
+
+    def fit(forecaster: TrainedForecaster) -> dict[str, Any]:
+        found = fit_temperature(
+            forecaster,
+            dataset,
+            seed=run.config.seed,
+            should_stop=lambda: bool(signals),
+            progress=Heartbeat(output, "fitting the temperature"),
+        )
+        output.note(
+            f"temperature {found.value:.4f} fitted on {found.num_queries:,} of {2 * dataset.counts()['valid']:,} "
+            f"valid queries: NLL {found.nll_before:.4f} before, {found.nll_after:.4f} after"
+        )
+        return asdict(found)
+
+    try:
+        return {"temperature": run.calibrate(fit)["value"]}
+    except Interrupted:
+        return {"status": "interrupted"}
 
 
 def _history(dataset: Dataset, window: int, output: Output) -> HistoryVocabulary:

@@ -63,7 +63,7 @@ def command(
         name, dataset=dataset, split=split, protocol=protocol, filter_name=filter, output=output
     )
     title = f"{content['model']} on {split}, {protocol}, {filter} filter, both directions"
-    output.result(content, title, _table(content))
+    output.result(content, title, _table(content), *_calibration_lines(content["calibration"]))
     if ranks is not None:
         _write_ranks(result, ranks)
         output.note(f"{len(result.rank):,} ranks in {ranks}")
@@ -91,6 +91,7 @@ def evaluate_named(
                 model.dataset,
                 split=split,
                 filter=filter_name,
+                temperature=model.temperature,
                 known_entities=model.known_entities,
                 should_stop=lambda: bool(signals),
                 progress=Heartbeat(output, f"ranking {model.name}"),
@@ -103,6 +104,7 @@ def evaluate_named(
         "protocol": protocol,
         "filter": filter_name,
         **result.metrics(),
+        "calibration": None if result.probabilities is None else result.probabilities.calibration(),
         "dataset": model.dataset.content_hash,
         **model.remarks,
     }
@@ -117,6 +119,17 @@ def _table(content: dict[str, Any]) -> "Table":
     for name, part in rows.items():
         table.add_row(plain(name), f"{part['num_queries']:,}", *(format_metric(part[m]) for m in METRICS))
     return table
+
+
+def _calibration_lines(calibration: dict[str, Any] | None) -> tuple[str, ...]:
+    """What the temperature does; nothing where there are no probabilities."""
+    if calibration is None or calibration["nll"] is None:
+        return ()
+    plain_values = calibration["uncalibrated"]
+    return (
+        f"calibration: ECE {calibration['ece']:.4f}, NLL {calibration['nll']:.4f} at temperature "
+        f"{calibration['temperature']:.4f}; {plain_values['ece']:.4f} and {plain_values['nll']:.4f} without it",
+    )
 
 
 def format_metric(value: float | None) -> str:

@@ -1,12 +1,13 @@
 """``geopol-tkg predict``: ranked forecasts by label."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._explanations import explanation_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,7 @@ def command(
         typer.Option(help="Time to forecast, from the facts before it. (default: the next step)", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates shown.")] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the past says of each candidate.")] = False,
     device: opt.DeviceOption = "auto",
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -39,9 +41,11 @@ def command(
     from geopol_tkg.forecasts import load_model, predict
 
     model = load_model(stem, None if data is None else opt.open_dataset(data))
-    content = predict(model, entity, relation, direction="subject" if rank_subjects else "object", at=at, top=top)
+    asked: Literal["object", "subject"] = "subject" if rank_subjects else "object"
+    content = predict(model, entity, relation, direction=asked, at=at, top=top, explain=explain)
     query = f"(?, {relation}, {entity})" if rank_subjects else f"({entity}, {relation}, ?)"
-    output.result(content, f"{query} at {content['time']}", _table(content, "subject" if rank_subjects else "object"))
+    lines = explanation_lines(content, asked) if explain else ()
+    output.result(content, f"{query} at {content['time']}", _table(content, asked), *lines)
 
 
 def _table(content: dict[str, Any], asked: str) -> "Table":

@@ -16,8 +16,8 @@ from geopol_tkg.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from geopol_tkg.cli._models import OpenModel
     from geopol_tkg.data.dataset import Dataset
-    from geopol_tkg.models.base import Forecaster
     from geopol_tkg.report.content import Example, Model, Report
 
 _BASELINES = ("recurrency", "frequency")
@@ -39,7 +39,7 @@ def command(
     split: Annotated[SplitName, typer.Option(help="Which split.")] = "test",
     output_path: Annotated[Path, typer.Option("--output", help="HTML file.")] = Path("report.html"),
     examples: Annotated[int, typer.Option(min=0, help="Queries shown with their answers.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="Of the queries drawn for examples and calibration.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the queries drawn for examples.")] = 0,
     device: opt.DeviceOption = "auto",
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -79,7 +79,7 @@ def report(
     if dataset is None:
         dataset = shared_dataset(chosen) or opt.open_dataset(None)
     models = [
-        _measured(run, name, dataset, split=split, seed=seed, output=output)
+        _measured(run, name, dataset, split=split, output=output)
         for run, name in zip(chosen, distinct_names(chosen), strict=True)
     ]
     shown = _examples(models[0], dataset, split=split, number=examples, seed=seed, output=output)
@@ -103,13 +103,12 @@ def _expanded(runs: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, seed: int, output: Output) -> "Model":
+def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, output: Output) -> "Model":
     from geopol_tkg.checkpoint import load_checkpoint
     from geopol_tkg.cli.evaluate import evaluate_named
     from geopol_tkg.models.recurrency import is_baseline
     from geopol_tkg.report.content import Model
     from geopol_tkg.report.curves import read_curves
-    from geopol_tkg.report.sample import SAMPLE_SIZE, calibration, draw
 
     output.note(f"evaluating {name}")
     ranks, metrics = evaluate_named(
@@ -117,7 +116,6 @@ def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, seed
     )
     if is_baseline(run):
         return Model(name, run, ranks, metrics)
-    output.note(f"asking {name} for its probabilities")
     checkpoint = load_checkpoint(Path(run))
     return Model(
         name,
@@ -126,17 +124,16 @@ def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, seed
         metrics,
         checkpoint=checkpoint,
         curves=read_curves(Path(run).parent / "metrics.jsonl", checkpoint.config.model_type),
-        calibration=calibration(_forecaster(run, dataset, split, output), ranks, draw(ranks, SAMPLE_SIZE, seed=seed)),
         note=_note(metrics),
     )
 
 
-def _forecaster(run: str, dataset: "Dataset", split: SplitName, output: Output) -> "Forecaster":
+def _opened(run: str, dataset: "Dataset", split: SplitName, output: Output) -> "OpenModel":
     """A model once more, its remarks having been made."""
     from geopol_tkg.cli._models import open_model
 
     silent = replace(output, quiet=True)
-    return open_model(run, dataset, split=split, protocol="single-step", output=silent).forecaster
+    return open_model(run, dataset, split=split, protocol="single-step", output=silent)
 
 
 def _note(metrics: dict[str, Any]) -> str:
@@ -157,7 +154,8 @@ def _examples(
     if not number:
         return []
     rows = draw(model.ranks, number, seed=seed)
-    answers = first_answers(_forecaster(model.run, dataset, split, output), model.ranks, rows)
+    opened = _opened(model.run, dataset, split, output)
+    answers = first_answers(opened.forecaster, model.ranks, rows, temperature=opened.temperature)
     return [
         Example(row, found, true_answers(model.ranks, row)) for row, found in zip(rows.tolist(), answers, strict=True)
     ]
@@ -177,7 +175,7 @@ def _summary(content: "Report", path: Path) -> dict[str, Any]:
                 **{key: model.metrics[key] for key in kept},
                 "ci_low": low,
                 "ci_high": high,
-                "calibration_error": None if model.calibration is None else model.calibration.error,
+                "calibration_error": None if model.calibration is None else model.calibration["ece"],
             }
         )
     return {

@@ -1,4 +1,4 @@
-"""``geopol-tkg train``: a dataset to a trained network."""
+"""``geopol-tkg train``: a dataset to a trained model."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -58,7 +58,9 @@ def command(
             is_eager=True,
         ),
     ] = None,
-    model: Annotated[ModelType, _model("Which network.")] = ModelConfig.model_type,
+    model: Annotated[
+        ModelType, _model("Which one: a network, or learned counts of the past.")
+    ] = ModelConfig.model_type,
     history_length: Annotated[int, _model("Snapshots evolved.", min=1)] = ModelConfig.history_length,
     history_rate: Annotated[
         float, _model("Weight of the history mode (TiRGN).", min=0, max=1)
@@ -69,6 +71,10 @@ def command(
     history_mask_mode: Annotated[
         MaskMode, _model("Unseen entities in the history mode: logit 0 (multiply) or none (exclude).")
     ] = ModelConfig.history_mask_mode,
+    count_prior: Annotated[
+        Path | None,
+        _model("Checkpoint of --model counts, whose scores are added to the logits of a network, and trained on."),
+    ] = None,
     embedding_dim: Annotated[int, _model("Hidden size.", min=1)] = ModelConfig.embedding_dim,
     num_layers: Annotated[int, _model("Graph convolutions per snapshot.", min=1)] = ModelConfig.num_layers,
     dropout: Annotated[float, _model("Dropout rate.", min=0, max=0.99)] = ModelConfig.dropout,
@@ -150,7 +156,7 @@ def command(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Train TiRGN or RE-GCN; keeps the checkpoint with the best valid MRR.
+    """Train a network or the counting model; keeps the checkpoint with the best valid MRR.
 
     Validation follows the protocol of eval: all queries, both directions, time-aware filter. Training
     ends after --patience epochs without a better valid MRR. SIGINT and SIGTERM save and stop; --resume
@@ -163,19 +169,23 @@ def command(
     ingest_config = IngestConfig(**_given(IngestConfig, chosen, split=opt.parse_split(split)))
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
-    from geopol_tkg.cli._training import train
+    from geopol_tkg.cli._training import load_prior, train
     from geopol_tkg.data.static_graph import StaticGraph
     from geopol_tkg.training.run import RunFiles
 
     files = RunFiles(model_dir, logdir / (run_name or model), model)
     files.check(resume=resume, overwrite=overwrite or dry_run)
     data = open_or_ingest(dataset, ingest_config, output)
-    sizes = {"num_entities": data.num_entities, "num_relations": data.num_relations}
+    sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
         if embedding_dim % 2:
             raise UsageError(f"--static-graph needs an even --embedding-dim, not {embedding_dim}")
         sizes |= StaticGraph.from_labels(data.entities).sizes()
-    network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes))
+    prior = None if count_prior is None else load_prior(count_prior, data, model, num_negatives)
+    if prior is not None:
+        sizes |= {"half_lives": prior.config.half_lives}
+    given = _given(ModelConfig, chosen, model_type=model, **sizes)
+    network = ModelConfig(**given | {"count_prior": prior is not None})
     settings = TrainConfig(**_given(TrainConfig, chosen))
     train(
         data,
@@ -188,6 +198,7 @@ def command(
         dry_run=dry_run,
         wandb=wandb,
         options=options_with_origins(context),
+        prior=prior,
     )
 
 

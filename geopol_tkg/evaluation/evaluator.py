@@ -15,11 +15,13 @@ from geopol_tkg.config import FilterName, SplitName
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.history import HistoryIndex
 from geopol_tkg.errors import DataError, GeopolTkgError
+from geopol_tkg.evaluation.calibration import Probabilities, first_candidates
 from geopol_tkg.evaluation.ranking import rank_counts, ranks, target_scores
 from geopol_tkg.evaluation.results import Ranks
 from geopol_tkg.models.base import Forecaster, ScoreFunction
 
 _MOST_QUERIES, _FEWEST_QUERIES, _MOST_SCORES = 256, 16, 1 << 24
+_FIRST = 3  # row of the first candidate, then of whether it is the target; below rank, score, excluded candidates
 _FEWEST_PAIRS, _MORE_PAIRS = 512, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
 
 
@@ -37,6 +39,7 @@ def evaluate(
     *,
     split: SplitName = "test",
     filter: FilterName = "time",
+    temperature: float | None = None,
     block_size: int | None = None,
     known_entities: np.ndarray | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -46,6 +49,7 @@ def evaluate(
 
     Args:
         filter: which other true answers are no candidates: those of the same time, of any time, none.
+        temperature: of a forecaster whose scores are log-probabilities, to measure these too; ranks know none.
         block_size: queries scored at once; blocks are padded to it. By default :func:`default_block_size`.
         known_entities: bool [n], what the forecaster was trained on; by default, what train facts name.
         should_stop: asked before each block.
@@ -63,18 +67,30 @@ def evaluate(
     answers = _Answers(dataset, facts, filter)
     counted = []
     done = 0
-    for time, queries in _timestamps(facts, dataset.num_relations):
+    for time, queries in timestamps(facts, dataset.num_relations):
         score = forecaster.at(time)
         blocks = []
         for start in range(0, len(queries), block_size):
             if should_stop is not None and should_stop():
                 raise Interrupted
-            blocks.append(_rank_block(score, queries[start : start + block_size], block_size, answers))
-        counted.append(_gather(blocks, f"{forecaster.name} at {dataset.time_axis.label(time)}"))
+            block = queries[start : start + block_size]
+            blocks.append(_rank_block(score, block, block_size, answers, temperature))
+        found = _gather(blocks, f"{forecaster.name} at {dataset.time_axis.label(time)}")
+        if temperature is not None:
+            found[_FIRST] = found[_FIRST] == queries[:, 2]
+        counted.append(found)
         done += len(queries)
         if progress is not None:
             progress(done, 2 * len(facts))
-    return Ranks.of(dataset, facts, np.concatenate(counted, axis=1), horizon=forecaster.horizon, known=known_entities)
+    ranked, asked = np.split(np.concatenate(counted, axis=1), [_FIRST])
+    return Ranks.of(
+        dataset,
+        facts,
+        ranked,
+        horizon=forecaster.horizon,
+        known=known_entities,
+        probabilities=None if temperature is None else Probabilities.of(temperature, ranked[1], asked),
+    )
 
 
 def default_block_size(num_entities: int) -> int:
@@ -82,7 +98,7 @@ def default_block_size(num_entities: int) -> int:
     return max(_FEWEST_QUERIES, min(_MOST_QUERIES, _MOST_SCORES // num_entities))
 
 
-def _timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.ndarray]]:
+def timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.ndarray]]:
     """Each time index with its queries ``(s, r, o, t)`` in both directions, objects first: int32 [q, 4]."""
     times, starts = np.unique(facts[:, 3], return_index=True)
     for time, part in zip(times.tolist(), np.split(facts, starts[1:]), strict=True):
@@ -118,28 +134,37 @@ def _timeless(facts: np.ndarray) -> np.ndarray:
     return np.unique(facts * np.array([1, 1, 1, 0], facts.dtype), axis=0)
 
 
-def _rank_block(
-    score: ScoreFunction, queries: np.ndarray, block_size: int, answers: _Answers
-) -> tuple[int, Any, np.ndarray]:
-    """Number of queries, counted candidates [4, block_size] and numbers of excluded ones [b]."""
-    rows, columns = answers.others(queries)
+def padded_scores(score: ScoreFunction, queries: np.ndarray, block_size: int) -> tuple[Any, np.ndarray]:
+    """Scores [block_size, n] and targets [block_size] of queries [b, 4]; the first one again fills the block."""
     padding = np.repeat(queries[:1], block_size - len(queries), axis=0)
     subjects, relations, targets, _ = np.concatenate([queries, padding]).T
-    scores = score(subjects, relations)
+    return score(subjects, relations), targets
+
+
+def _rank_block(
+    score: ScoreFunction, queries: np.ndarray, block_size: int, answers: _Answers, temperature: float | None
+) -> tuple[int, Any, np.ndarray]:
+    """Number of queries, what :func:`_count` finds [block_size] and numbers of excluded candidates [b]."""
+    rows, columns = answers.others(queries)
+    scores, targets = padded_scores(score, queries, block_size)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(scores, jax.Array):
-        counted = _device_counter()(scores, targets, *_padded(rows, columns, block_size))
+        counted = _device_counter()(scores, targets, *_padded(rows, columns, block_size), temperature)
     else:
         excluded = np.zeros(scores.shape, bool)
         excluded[rows, columns] = True
-        counted = _count(scores, targets, excluded)
+        counted = _count(scores, targets, excluded, temperature)
     return len(queries), counted, np.bincount(rows, minlength=len(queries))
 
 
-def _count(scores: Any, targets: Any, excluded: Any) -> tuple[Any, Any, Any, Any]:
-    """Candidates above and equal to the target, the target's score, whether a score is NaN: four [b]."""
+def _count(scores: Any, targets: Any, excluded: Any, temperature: Any) -> tuple[Any, ...]:
+    """Candidates above and equal to the target, the target's score, whether a score is NaN: four [b].
+
+    With a temperature also what :func:`first_candidates` finds.
+    """
     is_nan = (scores != scores).any(axis=1)
-    return *rank_counts(scores, targets, excluded), target_scores(scores, targets), is_nan
+    counted = *rank_counts(scores, targets, excluded), target_scores(scores, targets), is_nan
+    return counted if temperature is None else (*counted, *first_candidates(scores, temperature))
 
 
 @functools.cache
@@ -148,9 +173,9 @@ def _device_counter() -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
-    def count(scores: Any, targets: Any, rows: Any, columns: Any) -> tuple[Any, Any, Any, Any]:
+    def count(scores: Any, targets: Any, rows: Any, columns: Any, temperature: Any) -> tuple[Any, ...]:
         excluded = jnp.zeros(scores.shape, bool).at[rows, columns].set(True, mode="drop")
-        return _count(scores, targets, excluded)
+        return _count(scores, targets, excluded, temperature)
 
     return jax.jit(count)
 
@@ -168,11 +193,11 @@ def _padded(rows: np.ndarray, columns: np.ndarray, out_of_range: int) -> tuple[n
 
 
 def _gather(blocks: list[tuple[int, Any, np.ndarray]], place: str) -> np.ndarray:
-    """Rank, target score and number of excluded candidates of a timestamp's queries: float64 [3, q]."""
+    """Rank, target score, number of excluded candidates, then what else was counted: float64 [3 or 7, q]."""
     parts = []
     for size, counted, excluded in blocks:
-        greater, equal, score, is_nan = (np.asarray(array)[:size] for array in counted)
+        greater, equal, score, is_nan, *more = (np.asarray(array)[:size] for array in counted)
         if is_nan.any():
             raise ScoreError(f"{place}: NaN among the scores of {int(is_nan.sum())} queries; nothing to rank")
-        parts.append(np.stack([ranks(greater, equal), score.astype(np.float64), excluded]))
+        parts.append(np.stack([ranks(greater, equal), score, excluded, *more], dtype=np.float64))
     return np.concatenate(parts, axis=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from geopol_tkg.data.dataset import Dataset, with_inverses
+from geopol_tkg.evaluation.calibration import Probabilities
 from geopol_tkg.evaluation.ranking import metrics
 
 
@@ -23,6 +24,7 @@ class Ranks:
         seen_before: bool [q], the fact was true at an earlier time that the forecaster could see.
         unseen_entity: bool [q], its subject or object is unknown to the forecaster.
         num_relations: R, without inverses.
+        probabilities: None where they were not asked for, or there are none (baselines).
     """
 
     subject: np.ndarray
@@ -35,6 +37,7 @@ class Ranks:
     seen_before: np.ndarray
     unseen_entity: np.ndarray
     num_relations: int
+    probabilities: Probabilities | None = None
 
     @classmethod
     def of(
@@ -45,6 +48,7 @@ class Ranks:
         *,
         horizon: int | None,
         known: np.ndarray | None,
+        probabilities: Probabilities | None = None,
     ) -> "Ranks":
         """From the facts [f, 4] and rank, target score and number of excluded candidates [3, 2f]."""
         order = np.argsort(np.tile(facts[:, 3], 2), kind="stable")
@@ -57,6 +61,7 @@ class Ranks:
             seen_before=np.tile(_seen_before(dataset, facts, horizon), 2)[order],
             unseen_entity=~(known[subject] & known[object_]),
             num_relations=dataset.num_relations,
+            probabilities=probabilities,
         )
 
     @property
@@ -94,8 +99,15 @@ class Ranks:
             "score": self.score,
             "num_candidates": self.num_candidates,
             "seen_before": self.seen_before,
+            "probability": self._probability(),
         }
         return pa.table(columns)
+
+    def _probability(self) -> pa.Array:
+        """Of each target; null where there is none."""
+        if self.probabilities is None:
+            return pa.nulls(len(self.rank), pa.float64())
+        return pa.array(self.probabilities.of_targets(), from_pandas=True)
 
 
 def _train_entities(dataset: Dataset) -> np.ndarray:

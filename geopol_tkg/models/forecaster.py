@@ -15,10 +15,12 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.models.base import ScoreFunction
+from geopol_tkg.models.count_forecaster import CountContext, past_at
+from geopol_tkg.models.counts import CountShape, Past
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
 from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
-from geopol_tkg.models.network import History, Network
+from geopol_tkg.models.network import History, Network, Prior
 
 _SMALLEST_CAPACITY = 4096
 
@@ -32,6 +34,7 @@ class ForecastContext:
     graph: GraphArrays
     object_history: Array
     shape: WindowShape
+    counts: CountContext | None = None
 
     @classmethod
     def build(cls, dataset: Dataset, history: HistoryVocabulary, config: ModelConfig) -> "ForecastContext":
@@ -49,6 +52,7 @@ class ForecastContext:
             graph=GraphArrays.put(snapshots),
             object_history=jax.device_put(history.objects.targets),
             shape=window_shape(snapshots, np.arange(len(snapshots.times))),
+            counts=CountContext.build(dataset, config) if config.count_prior else None,
         )
 
 
@@ -83,9 +87,18 @@ class NetworkForecaster:
         ordinals = self._context.snapshots.before(visible, self._config.history_length)
         window = Window(self._context.graph, jax.device_put(ordinals))
         evolved = _evolve(self._graphdef, self._state, window, shape=self._context.shape)
-        return partial(self._score, evolved, time, visible)
+        past = None if (counts := self._context.counts) is None else past_at(counts, visible, self._config)
+        return partial(self._score, evolved, past, time, visible)
 
-    def _score(self, evolved: Evolved, time: int, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
+    def _score(
+        self,
+        evolved: Evolved,
+        past: Past | None,
+        time: int,
+        visible: int,
+        subjects: np.ndarray,
+        relations: np.ndarray,
+    ) -> Array:
         slices = self._context.history.object_slices(subjects, relations, visible)
         needed = int((slices[:, 1] - slices[:, 0]).sum())
         return _log_probabilities(
@@ -96,7 +109,9 @@ class NetworkForecaster:
             np.int32(time),
             self._context.object_history,
             slices,
+            past,
             capacity=_capacity(needed),
+            count_shape=counts.room_for(subjects, relations, visible) if (counts := self._context.counts) else None,
         )
 
 
@@ -115,7 +130,7 @@ def _evolve(graphdef: nnx.GraphDef[Network], state: Any, window: Window, *, shap
         return encoder(window, shape, key=None, dtype=jnp.float32, remat=False)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "capacity"))
+@partial(jax.jit, static_argnames=("graphdef", "capacity", "count_shape"))
 def _log_probabilities(
     graphdef: nnx.GraphDef[Network],
     state: Any,
@@ -124,8 +139,10 @@ def _log_probabilities(
     time: Array,
     object_history: Array,
     slices: Array,
+    past: Past | None,
     *,
     capacity: int,
+    count_shape: CountShape | None,
 ) -> Array:
     """Log-probabilities [b, n] of queries int32 [2, b] of subjects and relations."""
     with jax.default_matmul_precision("highest"):
@@ -133,4 +150,6 @@ def _log_probabilities(
         rows = jnp.arange(queries.shape[1])
         block = Queries(queries[0], queries[1], slices, jnp.ones(len(rows), bool), rows)
         task = network.entity_task(evolved, time)
-        return network.log_probabilities(task, block, History(object_history, capacity), dtype=jnp.float32)
+        prior = None if past is None or count_shape is None else Prior(past, count_shape)
+        history = History(object_history, capacity, prior=prior)
+        return network.log_probabilities(task, block, history, dtype=jnp.float32)

@@ -10,6 +10,7 @@ from jax import Array
 
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.models.blocks import map_rows
+from geopol_tkg.models.counts import CountModel, CountShape, Past
 from geopol_tkg.models.decoders import ConvTransE, Inputs, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
 from geopol_tkg.models.layers import DTypeLike, dot, split_key
@@ -37,6 +38,13 @@ class Task(NamedTuple):
     candidates: Array
 
 
+class Prior(NamedTuple):
+    """What the counting model beside a network looks at: the past, and room for a block's queries."""
+
+    past: Past
+    shape: CountShape
+
+
 class History(NamedTuple):
     """The vocabulary that queries' slices point into.
 
@@ -44,16 +52,19 @@ class History(NamedTuple):
         targets: int32 [h].
         capacity: no less than the lengths of a block's slices together.
         previous: int32 [h], where each target was last seen with the same key; for a sampled softmax.
+        prior: of the entity task of a network with counts.
     """
 
     targets: Array
     capacity: int
     previous: Array | None = None
+    prior: Prior | None = None
 
 
 class Network(nnx.Module):
-    """Base of RE-GCN and TiRGN."""
+    """Base of RE-GCN and TiRGN; with ``counts``, their scores are added to the logits of entities."""
 
+    counts: CountModel | None = None
     encoder: EvolutionEncoder
     uses_history: bool
 
@@ -132,7 +143,12 @@ class Network(nnx.Module):
         seen = None
         if self.uses_history:
             seen = history_mask(history.targets, queries.seen, num_candidates=size, capacity=history.capacity)
-        return self.mixture(logits, seen)
+        mixture = self.mixture(logits, seen)
+        if self.counts is None or history.prior is None:
+            return mixture
+        subjects = jnp.where(queries.mask, queries.first, self.counts.config.num_entities)
+        prior = self.counts.scores(history.prior.past, subjects, queries.second, history.prior.shape)
+        return [Component(part.weight, part.logits + prior) for part in mixture]
 
     def _sampled_nll(
         self,
@@ -206,4 +222,7 @@ def build_network(config: ModelConfig, *, key: Array) -> Network:
     from geopol_tkg.models.regcn import REGCN
     from geopol_tkg.models.tirgn import TiRGN
 
-    return {"regcn": REGCN, "tirgn": TiRGN}[config.model_type](config, key=key)
+    network = {"regcn": REGCN, "tirgn": TiRGN}[config.model_type](config, key=key)
+    if config.count_prior:
+        network.counts = CountModel(config, key=jax.random.fold_in(key, 1))
+    return network

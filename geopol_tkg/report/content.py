@@ -15,7 +15,6 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.evaluation.compare import paired_difference
 from geopol_tkg.evaluation.results import Ranks
 from geopol_tkg.report.curves import Curves
-from geopol_tkg.report.sample import Calibration
 
 _PERIODS = 48  # points over test time, at most
 _NOT_OPTIONS = ("num_entities", "num_relations", "model_type", "num_words", "num_static_edges")
@@ -28,7 +27,7 @@ class Model:
     Attributes:
         name: what the report calls it; run: what the user called it.
         metrics: as ``eval --json`` has them.
-        checkpoint, curves, calibration: None where there are none (baselines).
+        checkpoint, curves: None where there are none (baselines).
         note: what a reader must know of these figures, or nothing.
     """
 
@@ -38,8 +37,12 @@ class Model:
     metrics: dict[str, Any]
     checkpoint: Checkpoint | None = None
     curves: Curves | None = None
-    calibration: Calibration | None = None
     note: str = ""
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """As ``eval --json`` has it; None for baselines."""
+        return self.metrics["calibration"]
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
@@ -57,8 +60,8 @@ class Example:
 
     Attributes:
         row: the query's place among the ranks.
-        answers: entity and score of the first candidates, none filtered out; empty where the model knows
-            nothing of the query.
+        answers: entity and probability (baselines: score) of the first candidates, none filtered out; empty where
+            the model knows nothing of the query.
         true: the entities that make the fact true at this time; the target is one of them.
     """
 

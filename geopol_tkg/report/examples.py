@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from html import escape
 
-import numpy as np
-
 from geopol_tkg.report.content import Example, Report
 from geopol_tkg.report.html import percent
 from geopol_tkg.report.words import question
@@ -29,11 +27,11 @@ def _example(report: Report, example: Example) -> str:
     asked = question(report.dataset, int(ranks.subject[row]), int(ranks.relation[row]), int(ranks.time[row]))
     are_probabilities = report.models[0].checkpoint is not None
     items = []
-    for place, (entity, score) in enumerate(example.answers, 1):
-        value = percent(float(np.exp(score))) if are_probabilities else f"score {score:.4g}"
+    for place, (entity, value) in enumerate(example.answers, 1):
+        shown = percent(value) if are_probabilities else f"score {value:.4g}"
         sign = " ✓ the answer" if entity == target else " ✓ also true" if entity in example.true else ""
         kind = ' class="true"' if sign else ""
-        items.append(f"<li{kind}><span>{place}. {escape(labels[entity])}{sign}</span><span>{value}</span></li>")
+        items.append(f"<li{kind}><span>{place}. {escape(labels[entity])}{sign}</span><span>{shown}</span></li>")
     answers = f"<ol>{''.join(items)}</ol>" if items else "<p>The model knows nothing of this query.</p>"
     seen = "seen before" if ranks.seen_before[row] else "never seen before"
     return (

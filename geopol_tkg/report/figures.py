@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -9,10 +10,10 @@ from geopol_tkg.report import chart
 from geopol_tkg.report.chart import Series
 from geopol_tkg.report.content import Report, by_relation, over_time
 from geopol_tkg.report.html import figure, figure_of, legend
-from geopol_tkg.report.sample import FEWEST
 from geopol_tkg.report.words import relation_words, time_words
 
 _RELATIONS = 12
+_FEWEST = 20  # queries behind a point of the reliability curve
 _PARTS = {
     "seen": "seen before",
     "unseen": "never seen before",
@@ -155,19 +156,20 @@ def calibration(report: Report) -> Iterator[str]:
     if not measured:
         return
     yield (
-        "<p>When a model gives a candidate 10\u00a0%, is it the answer one time in ten? Each point gathers candidates "
-        "between two halvings of probability. On the dotted line they come true as often as foretold; below it the "
-        "model is too sure.</p>"
+        "<p>When a model gives its first answer 10\u00a0%, is it true one time in ten? Each point gathers the queries "
+        "of one of 15 equal steps of probability. On the dotted line first answers come true as often as foretold; "
+        "below it the model is too sure.</p>"
     )
     series, rows, said = [], [], []
     for i, name, found in measured:
-        points = list(zip(found.predicted.tolist(), found.observed.tolist(), strict=True))
+        filled = [part for part in found["bins"] if part["count"]]
+        points = [(part["confidence"], part["accuracy"]) for part in filled if part["count"] >= _FEWEST]
         series.append(Series(name, i, [point for point in points if point[1] > 0]))
-        counts = found.count.tolist()
-        rows += [[escape(name), f"{n:,}", f"{p:.5f}", f"{o:.5f}"] for (p, o), n in zip(points, counts, strict=True)]
-        error = "" if found.error is None else f"expected calibration error of its first answers {found.error:.4f}, "
-        unknown = f"; {found.num_unknown:,} more with an unknown subject or relation" if found.num_unknown else ""
-        said.append(f"<li>{escape(name)}: {error}from {found.num_queries:,} queries{unknown}.</li>")
+        rows += [
+            [escape(name), f"{part['count']:,}", f"{part['confidence']:.4f}", f"{part['accuracy']:.4f}"]
+            for part in filled
+        ]
+        said.append(f"<li>{escape(name)}: {_calibration_words(found)}.</li>")
     yield f"<ul>{''.join(said)}</ul>"
     if not any(one.points for one in series):
         yield "<p>Too few queries for a curve.</p>"
@@ -176,16 +178,27 @@ def calibration(report: Report) -> Iterator[str]:
     drawn = chart.line_chart(
         series,
         slug="calibration",
-        title="Reliability: probability given to candidates and share that came true",
+        title="Reliability: probability of first answers and share that came true",
         description="; ".join(f"{one.name}: {len(one.points)} points" for one in series) + ".",
         x=chart.probability_axis("probability given", lowest),
         y=chart.probability_axis("share that came true", lowest),
         diagonal=True,
     )
-    columns = ["model", "candidates", "probability given", "share that came true"]
+    columns = ["model", "queries", "probability given", "share that came true"]
     yield legend(report.models, [i for i, _, _ in measured]) + figure_of(drawn, columns, rows)
     yield (
-        f'<p class="soft">Queries are a random sample (seed {report.seed}) where the split has more. No candidate is '
-        f"filtered out. Groups of fewer than {FEWEST} candidates are left out; those without any hit have no place on "
-        "these axes. The error is over ten bins of equal width.</p>"
+        '<p class="soft">All queries, each with one target; no candidate is filtered out. '
+        f"Groups of fewer than {_FEWEST} queries are not drawn; those without any hit have no place on these "
+        "axes.</p>"
+    )
+
+
+def _calibration_words(found: dict[str, Any]) -> str:
+    """The error of a model's probabilities, and what the temperature does."""
+    if found["ece"] is None:
+        return "no query that it knows subject and relation of"
+    plain_error = found["uncalibrated"]["ece"]
+    return (
+        f"expected calibration error {found['ece']:.4f} over {found['num_queries']:,} queries at temperature "
+        f"{found['temperature']:.4f}, {plain_error:.4f} without it"
     )

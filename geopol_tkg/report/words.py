@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime
 
+from geopol_tkg.data.cameo_words import relation_meaning
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.data.times import DAY
-from geopol_tkg.report.cameo_words import QUAD_CLASSES, meaning
 
 
 def time_words(axis: TimeAxis, index: int, *, short: bool = False) -> str:
@@ -23,7 +23,7 @@ def time_words(axis: TimeAxis, index: int, *, short: bool = False) -> str:
 def relation_words(dataset: Dataset, relation: int) -> str:
     """A relation's label, and what a CAMEO code means: ``042 make a visit``."""
     label = dataset.relations[relation]
-    meant = _meaning(dataset, label)
+    meant = relation_meaning(dataset.relation_kind, label)
     return label if meant is None else f"{label} {meant}"
 
 
@@ -31,14 +31,8 @@ def question(dataset: Dataset, entity: int, relation: int, time: int) -> str:
     """What ``(entity, relation, ?, time)`` asks; an inverse relation asks for the subject."""
     when, label = time_words(dataset.time_axis, time), dataset.entities[entity]
     code = dataset.relations[relation % dataset.num_relations]
-    meant = _meaning(dataset, code)
+    meant = relation_meaning(dataset.relation_kind, code)
     act = f"“{code}”" if meant is None else f"“{meant}” ({code})"
     if relation < dataset.num_relations:
         return f"{when}: towards whom does {label} {act}?"
     return f"{when}: who does {act} towards {label}?"
-
-
-def _meaning(dataset: Dataset, label: str) -> str | None:
-    if dataset.relation_kind == "given":
-        return None
-    return QUAD_CLASSES[label] if dataset.relation_kind == "event-quad" else meaning(label)

@@ -4,11 +4,13 @@ from typing import Any
 
 from geopol_tkg.torch.clock import Clock
 
-_NAMES = {"tirgn": "TiRGN", "regcn": "RE-GCN"}
+_NAMES = {"tirgn": "TiRGN", "regcn": "RE-GCN", "counts": "counts, a counting model"}
 _PAPERS = {
     "tirgn": "Li, Sun and Zhao: TiRGN: Time-Guided Recurrent Graph Network with Local-Global Historical Patterns for "
     "Temporal Knowledge Graph Reasoning. IJCAI 2022.",
     "regcn": "Li et al.: Temporal Knowledge Graph Reasoning Based on Evolutional Representation Learning. SIGIR 2021.",
+    "counts": "The model extends the baseline of Gastinger, Meilicke, Errica, Sztyler, Schuelke and Stuckenschmidt: "
+    "History Repeats Itself: A Baseline for Temporal Knowledge Graph Forecasting. IJCAI 2024.",
 }
 _GDELT = (
     "The events are from the GDELT Project, <https://www.gdeltproject.org/>. GDELT data is free for any use and "
@@ -37,21 +39,26 @@ def _is_gdelt(contents: dict[str, Any]) -> bool:
 
 
 def _summary(contents: dict[str, Any], result: dict[str, Any]) -> str:
-    config = contents["model_config"]
+    config, model_type = contents["model_config"], contents["model_type"]
     rows = {
-        "model": _NAMES[contents["model_type"]],
+        "model": _NAMES[model_type],
         "parameters": f"{result['num_parameters']:,}",
         "epoch": str(contents["epoch"]),
-        "embedding dimension": str(config["embedding_dim"]),
-        "history length": f"{config['history_length']} snapshots",
         "forecasts": contents["context"]["time"],
     }
-    if contents["model_type"] == "tirgn":
+    if model_type == "counts":
+        rows["counts halve in"] = ", ".join(f"{life:g}" for life in config["half_lives"]) + " steps"
+        rows["history"] = "all"
+    else:
+        rows["embedding dimension"] = str(config["embedding_dim"])
+        rows["history length"] = f"{config['history_length']} snapshots"
+    if model_type == "tirgn":
         window = config["history_window"]
         rows["history window"] = f"{window} steps" if window else "all history"
         rows["history rate"] = str(config["history_rate"])
+    ranked = "entities" if model_type == "counts" else "entities (or relations)"
     intro = (
-        "Ranks the entities (or relations) that complete a fact *(subject, relation, object)* of the coming time step. "
+        f"Ranks the {ranked} that complete a fact *(subject, relation, object)* of the coming time step. "
         "Made by geopol-tkg; `geopol_tkg.torch.TKGPredictor` reads it."
     )
     return f"{intro}\n\n{_table(['', ''], [[name, value] for name, value in rows.items()])}"
@@ -60,6 +67,7 @@ def _summary(contents: dict[str, Any], result: dict[str, Any]) -> str:
 def _data(contents: dict[str, Any]) -> str:
     context, trained = contents["context"], contents["training"]["dataset"]
     clock, counts = Clock.of(context), trained["counts"]
+    last = context["facts"][-1, 3] if "facts" in context else context["snapshot_times"][-1]
     step = f"steps of {trained['granularity']}" if trained["granularity"] else "numbered steps"
     kinds = f"entities are labels of kind `{trained['entity']}`, relations of kind `{trained['relation']}`"
     lines = [
@@ -68,8 +76,7 @@ def _data(contents: dict[str, Any]) -> str:
         f"Split by whole timestamps, in time order: train {counts['train']:,} facts, valid {counts['valid']:,} from "
         f"{clock.label(trained['valid_start'])}, test {counts['test']:,} from {clock.label(trained['test_start'])}. "
         "Weights were fitted to train.",
-        f"Forecasts look at the facts of dataset `{context['dataset']}` up to "
-        f"{clock.label(context['snapshot_times'][-1])}.",
+        f"Forecasts look at the facts of dataset `{context['dataset']}` up to {clock.label(int(last))}.",
     ]
     if _is_gdelt(contents):
         lines[0] = "GDELT events. " + lines[0]
@@ -128,7 +135,7 @@ def _limits(contents: dict[str, Any]) -> str:
         "A probability is a share among the candidates, given that such a fact takes place. It says nothing on "
         "whether it does.",
         "It has learned from the train split only. Forecasts for later steps rest on newer facts, and weights age.",
-        "Probabilities are not calibrated on outcomes; the metrics above are about ranks.",
+        _calibration(contents["temperature"]),
     ]
     if _is_gdelt(contents):
         limits.append(
@@ -136,6 +143,17 @@ def _limits(contents: dict[str, Any]) -> str:
             "happened. What the press covers, and how, is in the forecasts."
         )
     return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _calibration(temperature: dict[str, Any] | None) -> str:
+    if temperature is None:
+        return "Probabilities are not calibrated on outcomes; the metrics above are about ranks."
+    return (
+        f"Probabilities of entities are read with temperature {temperature['value']:.4f}, fitted on "
+        f"{temperature['num_queries']:,} {temperature['split']} queries (negative log-likelihood "
+        f"{temperature['nll_before']:.4f} before, {temperature['nll_after']:.4f} after). How far they are what "
+        "happens, `eval` tells; the metrics above are about ranks."
+    )
 
 
 def _citation(contents: dict[str, Any]) -> str:

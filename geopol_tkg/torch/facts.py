@@ -6,6 +6,13 @@ from functools import cached_property
 
 import numpy as np
 
+from geopol_tkg.config import ModelConfig
+
+
+def snapshots_kept(config: ModelConfig) -> int | None:
+    """How many of the last snapshots a model looks at; None: all."""
+    return None if config.model_type == "counts" else config.history_length
+
 
 @dataclass(frozen=True, eq=False)
 class Matches:
@@ -22,6 +29,19 @@ class Matches:
         seen = np.zeros(shape, bool)
         seen[self.query[kept], self.candidate[kept]] = True
         return seen
+
+
+class Groups:
+    """Facts in both directions (``r + R`` for inverses), those with the same number in a column side by side."""
+
+    def __init__(self, facts: np.ndarray, column: int, size: int) -> None:
+        """Facts int32 [f, 4]; numbers below ``size``."""
+        self._facts = facts[np.argsort(facts[:, column], kind="stable")]
+        self._starts = np.searchsorted(self._facts[:, column], np.arange(size + 1))
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Int32 [p, 4]."""
+        return self._facts[self._starts[number] : self._starts[number + 1]]
 
 
 class _Lookup:
@@ -46,7 +66,7 @@ class KnownFacts:
 
     Attributes:
         num_entities, num_relations: N, and R without inverses.
-        history_length: snapshots kept.
+        history_length: snapshots kept; None: all.
         snapshots: facts int32 [f, 3] of the last timestamps, oldest first.
         snapshot_times: time index of each.
         triples: int32 [m, 3], distinct ``(s, r, o)``, ascending.
@@ -56,7 +76,7 @@ class KnownFacts:
 
     num_entities: int
     num_relations: int
-    history_length: int
+    history_length: int | None
     snapshots: tuple[np.ndarray, ...]
     snapshot_times: tuple[int, ...]
     triples: np.ndarray
@@ -71,7 +91,7 @@ class KnownFacts:
         *,
         num_entities: int,
         num_relations: int,
-        history_length: int,
+        history_length: int | None,
         time_index: int | None = None,
     ) -> "KnownFacts":
         """From facts [f, 4]; the next step is the one after the last fact, where no other is given."""
@@ -88,10 +108,10 @@ class KnownFacts:
         last_seen = np.full(len(first), np.iinfo(np.int32).min, np.int32)
         np.maximum.at(last_seen, where, np.concatenate([self.last_seen, new[:, 3]]))
         snapshots = dict(zip(self.snapshot_times, self.snapshots, strict=True))
-        for time in np.unique(new[:, 3]).tolist():
-            added = new[new[:, 3] == time, :3]
+        for time, added in zip(*split_by_time(new), strict=True):
             snapshots[time] = np.concatenate([snapshots[time], added]) if time in snapshots else added
-        kept = sorted(snapshots)[-self.history_length :] if self.history_length else []
+        times = sorted(snapshots)
+        kept = times if self.history_length is None else times[max(len(times) - self.history_length, 0) :]
         following = max(self.time_index, int(new[:, 3].max(initial=-1)) + 1) if time_index is None else time_index
         return KnownFacts(
             self.num_entities,
@@ -126,6 +146,27 @@ class KnownFacts:
         candidate = self.triples[triple, 1] + inverse * self.num_relations
         return Matches(query, candidate, self.counts[triple], self.last_seen[triple])
 
+    @cached_property
+    def quadruples(self) -> np.ndarray:
+        """The facts of the snapshots kept, sorted by time: int32 [f, 4]."""
+        times = np.repeat(np.array(self.snapshot_times, np.int32), [len(facts) for facts in self.snapshots])
+        return np.column_stack([np.concatenate([np.zeros((0, 3), np.int32), *self.snapshots]), times])
+
+    @cached_property
+    def by_subject(self) -> Groups:
+        """Of the snapshots kept."""
+        return Groups(self._both_directions(), 0, self.num_entities)
+
+    @cached_property
+    def by_relation(self) -> Groups:
+        """Of the snapshots kept."""
+        return Groups(self._both_directions(), 1, 2 * self.num_relations)
+
+    def _both_directions(self) -> np.ndarray:
+        inverse = self.quadruples[:, [2, 1, 0, 3]]
+        inverse[:, 1] += self.num_relations
+        return np.concatenate([self.quadruples, inverse])
+
     def _keys(self, facts: np.ndarray) -> np.ndarray:
         return self._pair(self._pair(facts[:, 0], facts[:, 1], self.num_relations), facts[:, 2], self.num_entities)
 
@@ -145,3 +186,10 @@ class KnownFacts:
         subject, _, object_ = self.triples.T
         forward, inverse = (self._pair(*pair, self.num_entities) for pair in ((subject, object_), (object_, subject)))
         return _Lookup(np.concatenate([forward, inverse]))
+
+
+def split_by_time(facts: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """Times of facts [f, 4], ascending, and the triples [p, 3] of each."""
+    facts = facts[np.argsort(facts[:, 3], kind="stable")]
+    times, starts = np.unique(facts[:, 3], return_index=True)
+    return times.tolist(), np.split(facts[:, :3], starts[1:]) if len(times) else []

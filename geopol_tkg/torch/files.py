@@ -14,20 +14,23 @@ from torch import Tensor
 
 from geopol_tkg.config import DEFAULT_MODEL_DIR, ModelConfig
 from geopol_tkg.errors import CheckpointError, GeopolTkgError
-from geopol_tkg.torch.facts import KnownFacts
+from geopol_tkg.torch.counts import CountModel
+from geopol_tkg.torch.facts import KnownFacts, snapshots_kept, split_by_time
 from geopol_tkg.torch.modules import Network, build_network
 
 FORMAT_VERSION = 2
-DEFAULT_FILES = ("tirgn_trained.pt", "regcn_trained.pt")
+DEFAULT_FILES = ("tirgn_trained.pt", "regcn_trained.pt", "counts_trained.pt")
 _WEIGHTS = "model_state_dict"
+_CLOCK = ("time_index", "origin", "step", "granularity")
 _NEEDED = {
     "model_config": (),
     _WEIGHTS: (),
     "entity_to_id": (),
     "relation_to_id": (),
     "triple_frequency": ("triples", "counts", "last_seen"),
-    "context": ("snapshots", "snapshot_times", "time_index", "origin", "step", "granularity"),
+    "context": ("snapshots", "snapshot_times", *_CLOCK),
 }
+_NEEDED_TO_COUNT = _NEEDED | {"context": ("facts", *_CLOCK)}
 # What torch.load has been seen to raise on damaged files.
 _UNREADABLE = (
     *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
@@ -36,11 +39,12 @@ _UNREADABLE = (
 
 
 def default_path() -> Path:
-    """The file that is loaded when none is named: TiRGN's, else RE-GCN's."""
+    """The file that is loaded when none is named: TiRGN's, else RE-GCN's, else that of counts."""
     paths = [Path(DEFAULT_MODEL_DIR) / name for name in DEFAULT_FILES]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
-        raise CheckpointError(f"no {paths[0]} and no {paths[1]} here; run geopol-tkg convert, or give a path")
+        names = ", ".join(DEFAULT_FILES)
+        raise CheckpointError(f"none of {names} in {DEFAULT_MODEL_DIR}; run geopol-tkg convert, or give a path")
     return found
 
 
@@ -58,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
     if contents["format_version"] != FORMAT_VERSION:
         found = contents["format_version"]
         raise CheckpointError(f"{path}: format_version {found}, wanted {FORMAT_VERSION}; convert the checkpoint again")
-    for key, parts in _NEEDED.items():
+    for key, parts in (_NEEDED_TO_COUNT if _is_counting(contents) else _NEEDED).items():
         if key not in contents:
             raise CheckpointError(f"{path}: lacks {key}")
         if missing := [part for part in parts if part not in contents[key]]:
@@ -66,14 +70,19 @@ def read(path: Path) -> dict[str, Any]:
     return contents
 
 
-def restore(path: Path, contents: dict[str, Any]) -> tuple[ModelConfig, Network, KnownFacts]:
+def _is_counting(contents: dict[str, Any]) -> bool:
+    config = contents.get("model_config")
+    return isinstance(config, dict) and config.get("model_type") == "counts"
+
+
+def restore(path: Path, contents: dict[str, Any]) -> tuple[ModelConfig, Network | CountModel, KnownFacts]:
     """Network and facts of a file; the network takes the tensors as they are, without a copy.
 
     Raises:
         CheckpointError: the file's parts do not fit together.
     """
     try:
-        config = ModelConfig(**contents["model_config"])
+        config = ModelConfig(**{name: _hashable(value) for name, value in contents["model_config"].items()})
         network = build_network(config)  # not on the meta device, whose first use takes seconds
         _require_types(network, contents[_WEIGHTS])
         network.load_state_dict(contents[_WEIGHTS], assign=True)
@@ -88,7 +97,28 @@ def restore(path: Path, contents: dict[str, Any]) -> tuple[ModelConfig, Network,
     return config, network, facts
 
 
-def _require_types(network: Network, weights: dict[str, Tensor]) -> None:
+def _hashable(value: Any) -> Any:
+    """JSON knows lists, the settings of a network are tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def temperature(path: Path, contents: dict[str, Any]) -> float:
+    """What log-probabilities of entities are divided by; 1 in files that have none.
+
+    Raises:
+        CheckpointError: it is no number above 0.
+    """
+    entry = contents.get("temperature")
+    try:
+        value = 1.0 if entry is None else float(entry["value"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: temperature has no value") from error
+    if not 0 < value < float("inf"):
+        raise CheckpointError(f"{path}: temperature {value}, wanted a number above 0")
+    return value
+
+
+def _require_types(network: Network | CountModel, weights: dict[str, Tensor]) -> None:
     for name, wanted in network.state_dict().items():
         if name in weights and weights[name].dtype != wanted.dtype:
             raise TypeError(f"{name} is {weights[name].dtype}, wanted {wanted.dtype}")
@@ -96,12 +126,16 @@ def _require_types(network: Network, weights: dict[str, Tensor]) -> None:
 
 def _known_facts(config: ModelConfig, contents: dict[str, Any]) -> KnownFacts:
     context, triples = contents["context"], contents["triple_frequency"]
+    if _is_counting(contents):
+        times, snapshots = split_by_time(context["facts"].numpy())
+    else:
+        times, snapshots = context["snapshot_times"], [snapshot.numpy() for snapshot in context["snapshots"]]
     return KnownFacts(
         config.num_entities,
         config.num_relations,
-        config.history_length,
-        snapshots=tuple(snapshot.numpy() for snapshot in context["snapshots"]),
-        snapshot_times=tuple(context["snapshot_times"]),
+        snapshots_kept(config),
+        snapshots=tuple(snapshots),
+        snapshot_times=tuple(times),
         triples=triples["triples"].numpy(),
         counts=triples["counts"].numpy(),
         last_seen=triples["last_seen"].numpy(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
 from geopol_tkg.config import ModelConfig
+from geopol_tkg.torch.counts import CountModel
 from geopol_tkg.torch.layers import (
     ConvTransE,
     GraphConvolution,
@@ -202,9 +203,10 @@ class TiRGN(Network):
         return torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def build_network(config: ModelConfig) -> Network:
+def build_network(config: ModelConfig) -> Network | CountModel:
     """A freshly initialised network of ``config.model_type``."""
-    return {"regcn": REGCN, "tirgn": TiRGN}[config.model_type](config)
+    types: dict[str, type[Network | CountModel]] = {"regcn": REGCN, "tirgn": TiRGN, "counts": CountModel}
+    return types[config.model_type](config)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geopol_tkg.torch.facts import KnownFacts
+from geopol_tkg.torch.facts import KnownFacts, snapshots_kept
 from geopol_tkg.torch.predictor import TKGPredictor
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Compared:
             self._facts[self._facts[:, 3] < time],
             num_entities=config.num_entities,
             num_relations=config.num_relations,
-            history_length=config.history_length,
+            history_length=snapshots_kept(config),
             time_index=time,
         )
 

@@ -14,14 +14,17 @@ from torch.nn.functional import log_softmax
 from geopol_tkg.errors import DataError, GeopolTkgError
 from geopol_tkg.torch import frequency
 from geopol_tkg.torch.clock import Clock
+from geopol_tkg.torch.counts import CountModel
 from geopol_tkg.torch.facts import KnownFacts, Matches
-from geopol_tkg.torch.files import default_path, read, restore
+from geopol_tkg.torch.files import default_path, read, restore, temperature
 from geopol_tkg.torch.labels import Labels, checked_ids
 from geopol_tkg.torch.modules import Evolved, Queries
+from geopol_tkg.torch.past import Counts, PastCounts
 
 Time = str | datetime | None
 Unknown = Literal["error", "zero"]
 _LATEST = np.iinfo(np.int32).max
+_BLOCK = 64  # queries counted at once
 
 
 class Update(NamedTuple):
@@ -35,12 +38,13 @@ class Update(NamedTuple):
 class TKGPredictor:
     """A trained network and the facts it looks at.
 
-    The snapshots are evolved at the first forecast, and again only after :meth:`update`. Threads may
+    The snapshots are evolved at the first forecast, and again only after :meth:`update`; what a counting model has
+    counted is kept as long as neither facts nor the time asked for change. Threads may
     forecast and update at once: each forecast sees the facts before or after an update, never half.
 
     Args:
         path: a ``.pt`` or ``.safetensors`` that ``geopol-tkg convert`` wrote; by default
-            ``models/tkg/tirgn_trained.pt``, else ``models/tkg/regcn_trained.pt``.
+            ``models/tkg/tirgn_trained.pt``, else that of ``regcn``, else that of ``counts``.
         device: ``auto`` (CUDA where there is one), or any name that torch knows.
 
     Attributes:
@@ -48,6 +52,8 @@ class TKGPredictor:
         network: the network in evaluation mode; after a change of its weights, call ``update([])``.
         entity_to_id, relation_to_id: ids by label.
         facts: what is known of the past.
+        temperature: that probabilities of entities are read with; log-probabilities are as the network has them,
+            and so are probabilities of relations.
 
     Raises:
         CheckpointError: the file is missing, damaged, foreign or of another format version.
@@ -70,12 +76,14 @@ class TKGPredictor:
         self.device = _device(device)
         contents = read(self.path)
         self.config, self.network, self.facts = restore(self.path, contents)
+        self.temperature = temperature(self.path, contents)
         self.network.to(self.device).eval()
         self._entities = Labels(contents["entity_to_id"], "entity")
         self._relations = Labels(contents["relation_to_id"], "relation")
         self.entity_to_id, self.relation_to_id = self._entities.ids, self._relations.ids
         self._clock = Clock.of(contents["context"])
         self._evolved: tuple[KnownFacts, Evolved] | None = None
+        self._counted: PastCounts | None = None
         self._updating = Lock()
 
     @property
@@ -107,7 +115,7 @@ class TKGPredictor:
         if query is None:
             return []
         scores, matches = self._score_objects(*query, at, baseline)
-        return self._rows("object", self._entities, scores[0], matches, top)
+        return self._rows("object", self._entities, self._tempered(scores, baseline)[0], matches, top)
 
     def predict_subjects(
         self,
@@ -124,7 +132,7 @@ class TKGPredictor:
         if query is None:
             return []
         scores, matches = self._score_objects(query[0], query[1] + self.config.num_relations, at, baseline)
-        return self._rows("subject", self._entities, scores[0], matches, top)
+        return self._rows("subject", self._entities, self._tempered(scores, baseline)[0], matches, top)
 
     def predict_relations(
         self,
@@ -136,7 +144,7 @@ class TKGPredictor:
         baseline: bool = False,
         unknown: Unknown = "error",
     ) -> list[dict[str, Any]]:
-        """The likeliest relations of ``(subject, ?, object)``; raises as :meth:`predict` does."""
+        """The likeliest relations of ``(subject, ?, object)``; raises as :meth:`relation_log_probabilities` does."""
         query = self._query(unknown, (self._entities, subject), (self._entities, object))
         if query is None:
             return []
@@ -159,7 +167,8 @@ class TKGPredictor:
         if query is None:
             return 0.0
         subjects, relations, objects = query
-        return float(np.exp(self.scores(subjects, relations, objects, at, baseline=baseline)[0]))
+        scores = self.log_probabilities(subjects, relations, at, baseline=baseline)
+        return float(np.exp(self._tempered(scores, baseline)[0, objects[0]]))
 
     def scores(
         self,
@@ -194,6 +203,7 @@ class TKGPredictor:
 
         Raises:
             DataError: no such id, or a time that is past.
+            GeopolTkgError: a counting model, which ranks entities only.
         """
         return self._score_relations(subjects, objects, at, baseline)[0]
 
@@ -222,7 +232,11 @@ class TKGPredictor:
         return Update(added, len(rows) - added, skipped)
 
     def evolved(self) -> Evolved:
-        """Embeddings after the last snapshot known, without gradients; not to be changed."""
+        """Embeddings after the last snapshot known, without gradients; not to be changed.
+
+        Raises:
+            GeopolTkgError: a counting model, which has none.
+        """
         return self._evolve(self.facts)
 
     def _translate(self, facts: Iterable[Any], unknown: str) -> tuple[np.ndarray, int, int]:
@@ -253,6 +267,12 @@ class TKGPredictor:
             found, wanted = self._clock.label(int(rows[:, 3].min())), self._clock.label(known.snapshot_times[-1])
             raise DataError(f"a fact of {found} lies before the last known, those of {wanted}: it cannot be appended")
 
+    def _tempered(self, scores: np.ndarray, baseline: bool) -> np.ndarray:
+        """Log-probabilities [b, n] of entities, the network's read with the temperature."""
+        if baseline:
+            return scores
+        return log_softmax(torch.from_numpy(scores).double() / self.temperature, dim=1).numpy()
+
     @torch.no_grad()
     def _score_objects(
         self, subjects: np.ndarray, relations: np.ndarray, at: Time, baseline: bool
@@ -263,8 +283,23 @@ class TKGPredictor:
         time, matches = self._time_index(facts, at), facts.objects(subjects, relations)
         if baseline:
             return frequency.log_shares(frequency.object_scores(facts, subjects, relations)), matches
+        if isinstance(self.network, CountModel):
+            return self._count(self.network, facts, subjects, relations, time), matches
         queries = self._queries(subjects, relations, time, matches, size)
         return self.network.entity_log_probabilities(self._evolve(facts), queries).cpu().numpy(), matches
+
+    def _count(
+        self, model: CountModel, facts: KnownFacts, subjects: np.ndarray, relations: np.ndarray, time: int
+    ) -> np.ndarray:
+        past = self._counted
+        if past is None or past.facts is not facts or past.time != time:
+            past = self._counted = PastCounts(facts, time, half_lives=self.config.half_lives)
+        found = np.empty((len(subjects), self.config.num_entities), np.float32)
+        for first in range(0, len(subjects), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            counts = past.of(subjects[block], relations[block])
+            found[block] = model(Counts(*(torch.from_numpy(part).to(self.device) for part in counts))).cpu().numpy()
+        return found
 
     @torch.no_grad()
     def _score_relations(
@@ -276,12 +311,17 @@ class TKGPredictor:
         time, matches = self._time_index(facts, at), facts.relations(subjects, objects)
         if baseline:
             return frequency.log_shares(frequency.relation_scores(facts, subjects, objects)[:, :size]), matches
+        if isinstance(self.network, CountModel):
+            name = self.config.model_type
+            raise GeopolTkgError(f"{name} ranks entities, not relations: ask a network, or give baseline=True")
         queries = self._queries(subjects, objects, time, matches, 2 * size)
         both = self.network.relation_log_probabilities(self._evolve(facts), queries)
         return log_softmax(both[:, :size], dim=1).cpu().numpy(), matches
 
     @torch.no_grad()
     def _evolve(self, facts: KnownFacts) -> Evolved:
+        if isinstance(self.network, CountModel):
+            raise GeopolTkgError(f"{self.config.model_type} has no embeddings to evolve")
         cached = self._evolved
         if cached is None or cached[0] is not facts:
             cached = facts, self.network.encoder([self._put(snapshot) for snapshot in facts.snapshots])

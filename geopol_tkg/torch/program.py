@@ -11,20 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geopol_tkg.errors import GeopolTkgError
+from geopol_tkg.errors import GeopolTkgError, UsageError
 from geopol_tkg.torch.facts import KnownFacts
 from geopol_tkg.torch.modules import Evolved, Network, Queries
 from geopol_tkg.torch.predictor import TKGPredictor
 
 _DESCRIPTION = "geopol_tkg.json"
-_DESCRIBED = ("format_version", "model_type", "model_config", "entity_to_id", "relation_to_id", "epoch", "metrics")
+_DESCRIBED = (
+    *("format_version", "model_type", "model_config", "entity_to_id", "relation_to_id", "epoch", "metrics"),
+    "temperature",  # not applied
+)
 
 
 class ScoringProgram(nn.Module):
-    """Log-probabilities of every entity as object, from evolved embeddings and the history vocabulary, both fixed."""
+    """Log-probabilities of every entity as object, from evolved embeddings and the history vocabulary, both fixed.
+
+    Raises:
+        UsageError: the model has no embeddings.
+    """
 
     def __init__(self, predictor: TKGPredictor) -> None:
         super().__init__()
+        if not isinstance(predictor.network, Network):
+            name = predictor.config.model_type
+            raise UsageError(f"{name} looks its facts up, which no program holds: use the format pt or safetensors")
         facts, window = predictor.facts, predictor.config.history_window
         self.network = _scoring_part(predictor.network)
         self.time, self.num_relations = facts.time_index, facts.num_relations

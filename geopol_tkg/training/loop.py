@@ -11,8 +11,8 @@ import numpy as np
 
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.errors import TrainingError
-from geopol_tkg.training.plan import StepPlan
-from geopol_tkg.training.step import StepData, Trainer, TrainState, initial_state
+from geopol_tkg.training.plan import Plan
+from geopol_tkg.training.step import Trainer, TrainState, initial_state
 
 _STEPS_IN_FLIGHT = 4
 _PAUSED = "paused"
@@ -84,8 +84,8 @@ def fit(
     trainer: Trainer,
     state: TrainState,
     *,
-    plan: StepPlan,
-    data: StepData,
+    plan: Plan,
+    data: Any,
     config: TrainConfig,
     evaluate: Evaluate,
     standing: Standing,
@@ -138,7 +138,7 @@ def fit(
             return
 
 
-def epoch_order(plan: StepPlan, *, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(plan: Plan, *, seed: int, epoch: int) -> np.ndarray:
     """Random order of the steps in an epoch (1, 2, ...); the same for the same seed and epoch."""
     return np.random.default_rng([seed, epoch]).permutation(len(plan))
 
@@ -146,8 +146,8 @@ def epoch_order(plan: StepPlan, *, seed: int, epoch: int) -> np.ndarray:
 def _run_epoch(
     trainer: Trainer,
     state: TrainState,
-    plan: StepPlan,
-    data: StepData,
+    plan: Plan,
+    data: Any,
     config: TrainConfig,
     key: jax.Array,
     standing: Standing,
@@ -173,7 +173,7 @@ def _run_epoch(
     return state, len(order), None
 
 
-def _mean_loss(state: TrainState, plan: StepPlan, seed: int, epoch: int) -> float:
+def _mean_loss(state: TrainState, plan: Plan, seed: int, epoch: int) -> float:
     failed, count, loss_sum = jax.device_get((state.failed_step, state.query_count, state.loss_sum))
     if failed >= 0:
         step = int(np.flatnonzero(epoch_order(plan, seed=seed, epoch=epoch) == failed)[0]) + 1

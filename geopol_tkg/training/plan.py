@@ -3,20 +3,40 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from geopol_tkg.config import TrainConfig
+from geopol_tkg.data.counts import CountSizes
 from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError
+from geopol_tkg.models.counts import CountShape, count_shape
 from geopol_tkg.models.graph import WindowShape, window_shape
 
 MAX_SHAPES = 2
 _LEAST_SAVING = 0.1  # of the padded queries, for which a second shape is worth its compilation
 _ROUND_TO = 8
+
+
+class Plan(Protocol):
+    """What the training loop needs to know of an epoch's steps.
+
+    Attributes:
+        times: int32 [s], time index of the queries.
+        shape_of: int32 [s], which of ``shapes`` fits.
+        shapes: padded sizes, each with its ``queries``; what an optimiser step is compiled for.
+    """
+
+    @property
+    def times(self) -> np.ndarray: ...
+    @property
+    def shape_of(self) -> np.ndarray: ...
+    @property
+    def shapes(self) -> tuple[Any, ...]: ...
+    def __len__(self) -> int: ...
 
 
 class StepShape(NamedTuple):
@@ -27,6 +47,7 @@ class StepShape(NamedTuple):
         blocks: how many.
         object_history, relation_history: entries of the history vocabulary that a block's queries see.
         rows: entities that a step reads at most, a sample's left out; 0 where a step scores all.
+        counts: what a block looks at of count tables, where the network has a counting model beside it.
     """
 
     window: WindowShape
@@ -35,6 +56,7 @@ class StepShape(NamedTuple):
     object_history: int
     relation_history: int
     rows: int = 0
+    counts: CountShape | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +96,12 @@ def plan_steps(
     seed: int,
     block_size: int = TrainConfig.block_size,
     sampled: bool = False,
+    count_sizes: CountSizes | None = None,
 ) -> StepPlan:
     """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
 
     A step of more than ``block_size`` queries is computed in blocks of no more than that. Where the softmax
-    is ``sampled``, the entities that each step reads are counted.
+    is ``sampled``, the entities that each step reads are counted; so is with ``count_sizes`` what it finds there.
 
     The first timestamp has no past and is skipped. Queries of a timestamp are dealt to its steps at
     random, once, in steps of nearly equal size.
@@ -86,14 +109,9 @@ def plan_steps(
     Raises:
         DataError: fewer than two training timestamps.
     """
-    both = with_inverses(facts, history.num_relations)
-    both = both[both[:, 3] > facts[:, 3].min(initial=0)]
-    if not len(both):
-        raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
-    both = both[np.random.default_rng(seed).permutation(len(both))]
-    both = both[np.argsort(both[:, 3], kind="stable")]
-    times, first, sizes = np.unique(both[:, 3], return_index=True, return_counts=True)
-    starts, counts, step_times = _deal(times, first, sizes, batch_size)
+    both, starts, counts, step_times = deal_queries(
+        facts, num_relations=history.num_relations, batch_size=batch_size, seed=seed
+    )
     ordinals = np.stack([snapshots.before(time, history_length) for time in step_times])
     subject, relation, object_, time = both.T
     object_slices = history.object_slices(subject, relation, time)
@@ -104,7 +122,48 @@ def plan_steps(
     if sampled:
         rows = 2 * (counts + 1) + np.add.reduceat(lengths[:, 0], starts) + _connected_counts(snapshots, ordinals)
     shape_of, shapes = choose_shapes(windows, starts, counts, lengths, rows, block_size)
+    if count_sizes is not None:
+        found = count_sizes.of(subject, relation, time)
+        shapes = tuple(
+            shape._replace(
+                counts=largest_count_shape(
+                    both, found, starts[shape_of == i], counts[shape_of == i], shape.queries // shape.blocks
+                )
+            )
+            for i, shape in enumerate(shapes)
+        )
     return StepPlan(both[:, :3], object_slices, relation_slices, starts, counts, step_times, ordinals, shape_of, shapes)
+
+
+def deal_queries(
+    facts: np.ndarray, *, num_relations: int, batch_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Queries int32 [q, 4] of facts [f, 4] in both directions, grouped by step; start, size and time of each step.
+
+    Raises:
+        DataError: fewer than two timestamps.
+    """
+    both = with_inverses(facts, num_relations)
+    both = both[both[:, 3] > facts[:, 3].min(initial=0)]
+    if not len(both):
+        raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
+    both = both[np.random.default_rng(seed).permutation(len(both))]
+    both = both[np.argsort(both[:, 3], kind="stable")]
+    times, first, sizes = np.unique(both[:, 3], return_index=True, return_counts=True)
+    return both, *_deal(times, first, sizes, batch_size)
+
+
+def two_levels(size: np.ndarray) -> np.ndarray:
+    """Which of at most two padded sizes each step takes, by its size [s]; 1 is the smaller one: int64 [s].
+
+    The second is where it saves most of what is padded, if it saves enough.
+    """
+    bound, steps = np.unique(size, return_counts=True)
+    up_to = np.cumsum(steps)
+    padded = up_to * bound + (len(size) - up_to) * bound[-1]
+    best = int(np.argmin(padded))
+    pays = padded[best] <= (1 - _LEAST_SAVING) * len(size) * bound[-1]
+    return (size <= bound[best]).astype(int) if pays else np.zeros(len(size), int)
 
 
 def choose_shapes(
@@ -129,24 +188,30 @@ def choose_shapes(
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
-    size = np.minimum(counts, block_size)
-    bound, steps = np.unique(size, return_counts=True)
-    up_to = np.cumsum(steps)
-    padded = up_to * bound + (len(size) - up_to) * bound[-1]
-    best = int(np.argmin(padded))
-    pays = padded[best] <= (1 - _LEAST_SAVING) * len(size) * bound[-1]
-    level = (size <= bound[best]).astype(int) if pays else np.zeros(len(size), int)
+    level = two_levels(np.minimum(counts, block_size))
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:
         own = level == i
         blocks = math.ceil(counts[own].max() / block_size)
-        block = _round_up(math.ceil(counts[own].max() / blocks))
+        block = round_up(math.ceil(counts[own].max() / blocks))
         history = _largest_blocks(starts[own], counts[own], lengths, block)
-        window = WindowShape(*(_round_up(size) for size in windows[own].max(axis=0).tolist()))
-        objects, relations = (_round_up(size) for size in history.tolist())
+        window = WindowShape(*(round_up(size) for size in windows[own].max(axis=0).tolist()))
+        objects, relations = (round_up(size) for size in history.tolist())
         shapes.append(StepShape(window, blocks * block, blocks, objects, relations, int(rows[own].max())))
     return shape_of.astype(np.int32), tuple(shapes)
+
+
+def largest_count_shape(
+    queries: np.ndarray, sizes: np.ndarray, starts: np.ndarray, counts: np.ndarray, block: int
+) -> CountShape:
+    """What any block of some steps looks at, of queries [q, 4] that find ``sizes`` int32 [3, q] in count tables."""
+    largest = np.zeros(len(CountShape._fields), np.int64)
+    for start, count in zip(starts, counts, strict=True):
+        for first in range(start, start + count, block):
+            part = slice(first, min(first + block, start + count))
+            largest = np.maximum(largest, count_shape(queries[part, 0], queries[part, 1], sizes[:, part]))
+    return CountShape(*map(round_up, largest.tolist()))
 
 
 def _largest_blocks(starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, block: int) -> np.ndarray:
@@ -171,7 +236,7 @@ def _connected_counts(snapshots: Snapshots, ordinals: np.ndarray) -> np.ndarray:
     return np.array(counts, np.int64)[step_of]
 
 
-def _round_up(size: int) -> int:
+def round_up(size: int) -> int:
     return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
 
 

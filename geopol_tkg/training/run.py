@@ -28,23 +28,17 @@ from geopol_tkg.checkpoint import (
 from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import CheckpointError, TrainingError
-from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 from geopol_tkg.models.network import parameter_count
+from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster
 from geopol_tkg.training.loop import EpochResult, NotFiniteError, Standing, StopReason, fit
 from geopol_tkg.training.memory import MemoryMeter, StepMemory, free_bytes, too_little_memory
-from geopol_tkg.training.plan import plan_steps
-from geopol_tkg.training.step import (
-    TrainState,
-    initial_state,
-    learning_rate,
-    make_trainer,
-    put_step_data,
-)
+from geopol_tkg.training.prepare import prepare
+from geopol_tkg.training.step import TrainState, initial_state, learning_rate
 from geopol_tkg.training.trackers import TrainingLogger
 
-Validate = Callable[[NetworkForecaster], dict[str, Any] | None]
+FitTemperature = Callable[[TrainedForecaster], dict[str, Any]]
+Validate = Callable[[TrainedForecaster], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -115,6 +109,7 @@ class TrainingRun:
     Args:
         validate: metrics of a forecaster on the valid split, or None when interrupted.
         resume: go on from the last checkpoint in ``files``.
+        prior: the counting model that a network with ``count_prior`` starts with.
 
     Raises:
         TrainingError: the device or precision asked for is not there.
@@ -124,13 +119,14 @@ class TrainingRun:
     def __init__(
         self,
         dataset: Dataset,
-        history: HistoryVocabulary,
+        history: HistoryVocabulary | None,
         *,
         model: ModelConfig,
         config: TrainConfig,
         files: RunFiles,
         validate: Validate,
         resume: bool = False,
+        prior: Checkpoint | None = None,
     ) -> None:
         self.device = jax.devices()[0]
         self.config = resolve(config, self.device)
@@ -144,28 +140,13 @@ class TrainingRun:
         if earlier is not None:
             self._refuse_other(earlier)
         self._validate = validate
-        self._context = ForecastContext.build(dataset, history, model)
-        self.plan = plan_steps(
-            dataset.facts_of("train"),
-            snapshots=self._context.snapshots,
-            history=history,
-            history_length=model.history_length,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            block_size=self.config.block_size,
-            sampled=self.config.num_negatives > 0,
-        )
-        self._trainer, self._state = make_trainer(
-            model,
-            self.config,
-            compute_dtype=jnp.bfloat16 if self.config.precision == "bf16" else jnp.float32,
-            remat=bool(self.config.remat),
-            steps_per_epoch=len(self.plan),
-            static_graph=StaticGraph.from_labels(dataset.entities) if model.num_words else None,
+        self._context = build_context(dataset, history, model)
+        self.plan, self._trainer, self._state, self._data = prepare(
+            dataset, history, self._context, model=model, config=self.config
         )
         self._learning_rate = learning_rate(self.config, len(self.plan))
-        negatives = self.config.num_negatives
-        self._data = put_step_data(self.plan, self._context.snapshots, history, num_negatives=negatives)
+        if prior is not None:
+            self._state = self._state._replace(parameters=with_prior(self._state.parameters, prior))
         self.standing = Standing()
         if earlier is not None:
             self._restore(earlier)
@@ -211,6 +192,19 @@ class TrainingRun:
                 yield result
         except NotFiniteError as error:
             raise TrainingError(self._explain(error)) from error
+
+    def calibrate(self, fit: FitTemperature) -> dict[str, Any]:
+        """Keep a temperature with the best checkpoint, where it has none yet; what the checkpoint says of it.
+
+        Raises:
+            CheckpointError: there is no best checkpoint.
+        """
+        best = load_checkpoint(self.files.best)
+        if best.temperature is not None:
+            return best.temperature
+        temperature = fit(self._forecaster(*best.network()))
+        save_checkpoint(self.files.best, replace(best, temperature=temperature))
+        return temperature
 
     def _keep(self, result: EpochResult, logger: TrainingLogger) -> None:
         """Best, logs, last: should the process die in between, the last one repeats the epoch, logs and all."""
@@ -259,7 +253,7 @@ class TrainingRun:
                 StepMemory(
                     steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
                     queries=shape.queries,
-                    edges=shape.window.edges,
+                    edges=getattr(getattr(shape, "window", None), "edges", 0),
                     argument_bytes=analysis.argument_size_in_bytes,
                     temporary_bytes=analysis.temp_size_in_bytes
                     + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
@@ -287,10 +281,11 @@ class TrainingRun:
         return sample
 
     def _evaluate(self, state: TrainState) -> dict[str, Any] | None:
-        forecaster = NetworkForecaster(
-            *self._network(state), config=self.model, context=self._context, name=self.model.model_type
-        )
-        return self._validate(forecaster)
+        return self._validate(self._forecaster(*self._network(state)))
+
+    def _forecaster(self, graphdef: Any, state: Any) -> TrainedForecaster:
+        name = self.model.model_type
+        return build_forecaster(graphdef, state, config=self.model, context=self._context, name=name)
 
     def _network(self, state: TrainState) -> tuple[Any, Any]:
         return nnx.split(nnx.merge(self._trainer.graphdef, state.parameters, state.statistics))
@@ -363,6 +358,16 @@ class TrainingRun:
                 f"{where}: trained with {name} {before.get(name)}, not {now[name]}; "
                 "resume with the same settings or start anew with --overwrite"
             )
+
+
+def with_prior(parameters: Any, prior: Checkpoint) -> Any:
+    """Parameters of a network whose counting model is that of a checkpoint.
+
+    Raises:
+        CheckpointError: it does not fit the network.
+    """
+    arrays = flatten(parameters) | {f"counts/{name}": array for name, array in prior.arrays.items()}
+    return fill(parameters, arrays, source=prior.source)
 
 
 def resolve(config: TrainConfig, device: jax.Device) -> TrainConfig:

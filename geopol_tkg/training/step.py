@@ -1,5 +1,7 @@
 """The jitted optimiser step: one evolution, the queries of one timestamp, both tasks."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,15 +14,17 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.data.counts import CountTables
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import UsageError
+from geopol_tkg.models.counts import past_of
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
 from geopol_tkg.models.layers import DTypeLike, split_key
-from geopol_tkg.models.network import History, Network, build_network
+from geopol_tkg.models.network import History, Network, Prior, build_network
 from geopol_tkg.models.sampling import Sample, draw, entries_of
 from geopol_tkg.models.static_graph import set_static_graph
 from geopol_tkg.training.plan import StepPlan, StepShape
@@ -55,6 +59,7 @@ class StepData(NamedTuple):
     counts: Array  # int32 [s]
     times: Array  # int32 [s]
     ordinals: Array  # int32 [s, k]
+    tables: CountTables | None = None  # of a network with a counting model
 
 
 @dataclass(frozen=True)
@@ -68,62 +73,26 @@ class Trainer:
         remat: recompute each snapshot's evolution in the backward pass.
     """
 
-    graphdef: nnx.GraphDef[Network]
+    graphdef: nnx.GraphDef[Any]
     optimiser: optax.GradientTransformation
     config: TrainConfig
     compute_dtype: DTypeLike
     remat: bool
 
+    @abstractmethod
     def loss(
-        self, parameters: Any, statistics: Any, data: StepData, index: Array, key: Array, shape: StepShape
+        self, parameters: Any, statistics: Any, data: Any, index: Array, key: Array, shape: Any
     ) -> tuple[Array, tuple[Array, Any]]:
-        """Mean loss of a step; beside it the number of queries and the new running statistics."""
-        network = nnx.merge(self.graphdef, parameters, statistics, copy=True)
-        evolve_key, entity_key, relation_key = split_key(key, 3)
-        config, dtype, time = self.config, self.compute_dtype, data.times[index]
-        facts, seen_objects, seen_relations, mask = _queries(data, index, shape)
-        window, sample = Window(data.graph, data.ordinals[index]), None
-        subject, relation, object_ = facts.T
-        if config.num_negatives:
-            window, sample = _sampled(network, data, window, facts, seen_objects, shape, config, key)
-            subject, object_ = sample.number(subject), sample.number(object_)
-        evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
-        row = jnp.arange(shape.queries)
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "num_blocks": shape.blocks,
-            "label_smoothing": config.label_smoothing,
-        }
-        entity = network.nll(
-            network.entity_task(evolved, time),
-            Queries(subject, relation, seen_objects, mask, row),
-            object_,
-            History(data.object_history, shape.object_history, data.object_previous),
-            key=entity_key,
-            sample=sample,
-            **options,
-        )
-        relations = network.nll(
-            network.relation_task(evolved, time),
-            Queries(subject, object_, seen_relations, mask, row),
-            relation,
-            History(data.relation_history, shape.relation_history),
-            key=relation_key,
-            **options,
-        )
-        loss = config.task_weight * entity + (1 - config.task_weight) * relations
-        count = data.counts[index]
-        mean = jnp.sum(jnp.where(mask, loss, 0)) / count
-        return mean + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
+        """Mean loss of a plan step; beside it the number of queries and the new running statistics."""
 
     @partial(jax.jit, static_argnames=("self", "shape"), donate_argnames=("state",))
-    def step(self, state: TrainState, data: StepData, order: Array, key: Array, *, shape: StepShape) -> TrainState:
+    def step(self, state: TrainState, data: Any, order: Array, key: Array, *, shape: Any) -> TrainState:
         """The optimiser step that comes next.
 
         Args:
             order: int32 [s], the plan's steps in the order of the epoch.
             key: the run's; folded with the step count.
-            shape: of the plan step that comes next.
+            data, shape: the plan on the device, and the shape of the step that comes next.
         """
         index = order[state.position]
         step_key = jax.random.fold_in(key, state.step)
@@ -144,6 +113,56 @@ class Trainer:
             failed_step=jnp.where(failed, index, state.failed_step),
             position=state.position + 1,
         )
+
+
+class NetworkTrainer(Trainer):
+    """Steps of a network that evolves: one evolution, both tasks."""
+
+    def loss(
+        self, parameters: Any, statistics: Any, data: StepData, index: Array, key: Array, shape: StepShape
+    ) -> tuple[Array, tuple[Array, Any]]:
+        network = nnx.merge(self.graphdef, parameters, statistics, copy=True)
+        evolve_key, entity_key, relation_key = split_key(key, 3)
+        config, dtype, time = self.config, self.compute_dtype, data.times[index]
+        facts, seen_objects, seen_relations, mask = _queries(data, index, shape)
+        window, sample = Window(data.graph, data.ordinals[index]), None
+        subject, relation, object_ = facts.T
+        if config.num_negatives:
+            window, sample = _sampled(network, data, window, facts, seen_objects, shape, config, key)
+            subject, object_ = sample.number(subject), sample.number(object_)
+        evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
+        row = jnp.arange(shape.queries)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "num_blocks": shape.blocks,
+            "label_smoothing": config.label_smoothing,
+        }
+        prior = None
+        if network.counts is not None:
+            assert data.tables is not None
+            assert shape.counts is not None
+            prior = Prior(past_of(data.tables, time, network.counts.config.half_lives), shape.counts)
+        entity = network.nll(
+            network.entity_task(evolved, time),
+            Queries(subject, relation, seen_objects, mask, row),
+            object_,
+            History(data.object_history, shape.object_history, data.object_previous, prior),
+            key=entity_key,
+            sample=sample,
+            **options,
+        )
+        relations = network.nll(
+            network.relation_task(evolved, time),
+            Queries(subject, object_, seen_relations, mask, row),
+            relation,
+            History(data.relation_history, shape.relation_history),
+            key=relation_key,
+            **options,
+        )
+        loss = config.task_weight * entity + (1 - config.task_weight) * relations
+        count = data.counts[index]
+        mean = jnp.sum(jnp.where(mask, loss, 0)) / count
+        return mean + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
 
 def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
@@ -193,20 +212,29 @@ def make_trainer(
             raise UsageError(f"{name} concerns every entity: it cannot be used with --num-negatives")
     optimiser = make_optimiser(config, steps_per_epoch)
 
-    def build(seed: Array) -> Network:
-        network = build_network(model, key=jax.random.key(seed))
+    def build(key: Array) -> Network:
+        network = build_network(model, key=key)
         if static_graph is not None:
             set_static_graph(network, static_graph)
         return network
 
+    graphdef, state = start(build, optimiser, seed=config.seed)
+    return NetworkTrainer(graphdef, optimiser, config, compute_dtype, remat), state
+
+
+def start(
+    build: Callable[[Array], nnx.Module], optimiser: optax.GradientTransformation, *, seed: int
+) -> tuple[nnx.GraphDef[Any], TrainState]:
+    """Structure of what is built from a key, and the state that its training starts from."""
+
     @jax.jit
     def initialise(seed: Array) -> TrainState:
-        _, parameters, statistics = nnx.split(build(seed), nnx.Param, FIXED)
+        _, parameters, statistics = nnx.split(build(jax.random.key(seed)), nnx.Param, FIXED)
         return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
 
-    seed = np.uint32(config.seed % 2**32)
-    graphdef, _ = nnx.split(nnx.eval_shape(build, seed))
-    return Trainer(graphdef, optimiser, config, compute_dtype, remat), initialise(seed)
+    word = np.uint32(seed % 2**32)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(word))))
+    return graphdef, initialise(word)
 
 
 def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: Array) -> TrainState:
@@ -224,9 +252,14 @@ def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: Arr
 
 
 def put_step_data(
-    plan: StepPlan, snapshots: Snapshots, history: HistoryVocabulary, *, num_negatives: int = 0
+    plan: StepPlan,
+    snapshots: Snapshots,
+    history: HistoryVocabulary,
+    *,
+    num_negatives: int = 0,
+    tables: CountTables | None = None,
 ) -> StepData:
-    """Copy what the steps read to the default device."""
+    """Copy what the steps read to the default device; ``tables`` of counts are there already."""
     host = (
         history.objects.targets,
         history.relations.targets,
@@ -239,7 +272,7 @@ def put_step_data(
         plan.times,
         plan.ordinals,
     )
-    return StepData(GraphArrays.put(snapshots), *jax.device_put(host))
+    return StepData(GraphArrays.put(snapshots), *jax.device_put(host))._replace(tables=tables)
 
 
 def _queries(data: StepData, index: Array, shape: StepShape) -> tuple[Array, Array, Array, Array]:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Finished, call
@@ -74,11 +75,19 @@ def assert_evaluation(content, model):
         "object",
         "subject",
         "strata",
+        "calibration",
         "dataset",
     }
     assert [set(content[part]) for part in ("object", "subject")] == [METRICS, METRICS]
     assert set(content["strata"]) == {"seen", "unseen", "unseen_entity"}
     assert content["model"] == model
+    said = content["calibration"]
+    assert (said is None) == model.startswith(("recurrency", "frequency"))
+    if said is not None:
+        assert list(said) == ["temperature", "ece", "nll", "num_queries", "num_impossible", "bins", "uncalibrated"]
+        assert sum(part["count"] for part in said["bins"]) == said["num_queries"] == content["num_queries"]
+        assert 0 <= said["ece"] <= 1
+        assert said["uncalibrated"].keys() == {"ece", "nll"}
 
 
 def test_eval_by_the_program(trained, program, tmp_path):
@@ -87,7 +96,8 @@ def test_eval_by_the_program(trained, program, tmp_path):
     assert_evaluation(content, "tirgn_best")
     table = pq.read_table(tmp_path / "ranks.parquet")
     assert table.column_names[:6] == ["subject", "relation", "object", "time", "direction", "rank"]
-    assert set(table.column_names[6:]) == {"score", "num_candidates", "seen_before"}
+    assert set(table.column_names[6:]) == {"score", "num_candidates", "seen_before", "probability"}
+    assert content["calibration"]["nll"] == pytest.approx(-np.log(table["probability"].to_numpy()).mean())
     assert len(table) == content["num_queries"]
     assert content["mrr"] == pytest.approx((1 / table["rank"].to_numpy()).mean())
     assert done.err.splitlines() == [
@@ -125,6 +135,22 @@ def test_valid_figures_of_training_are_those_of_eval(world):
     assert call("eval", "--split", "valid", "--json").json()["mrr"] == pytest.approx(best, rel=1e-4)
 
 
+def test_the_temperature_is_the_checkpoint_s(world):
+    stored = json.loads(Path("models/tkg/tirgn_best.json").read_text())["temperature"]
+    assert stored["value"] == first_steps(world, "train").json()["temperature"]
+    assert stored["nll_after"] <= stored["nll_before"]
+    found = call("eval", "--split", "valid", "--json").json()
+    assert found["calibration"]["temperature"] == stored["value"]
+    assert (stored["split"], stored["num_queries"]) == ("valid", found["num_queries"])
+    said = found["calibration"]
+    line = call("eval", "--split", "valid").out.splitlines()[-1]
+    assert line == (
+        f"calibration: ECE {said['ece']:.4f}, NLL {said['nll']:.4f} at temperature {stored['value']:.4f}; "
+        f"{said['uncalibrated']['ece']:.4f} and {said['uncalibrated']['nll']:.4f} without it"
+    )
+    assert "calibration" not in call("eval", "frequency").out
+
+
 def test_convert(world):
     predictor = pytest.importorskip("geopol_tkg.torch.predictor", reason="torch is an extra").TKGPredictor
     content = call("convert", "--json").json()
@@ -133,7 +159,10 @@ def test_convert(world):
     assert content["passed"]
     assert content["output"] == "models/tkg/tirgn_trained.pt"
     label = json.loads(Path("models/tkg/tirgn_best.json").read_text())["relation_to_id"].popitem()[0]
-    assert predictor("models/tkg/tirgn_trained.pt").predict("ENTITY 1", label)
+    rows = predictor("models/tkg/tirgn_trained.pt", device="cpu").predict("ENTITY 1", label, top=8)
+    wanted = call("predict", "ENTITY 1", label, "--json").json()["predictions"]
+    assert [row["object"] for row in rows] == [row["object"] for row in wanted]
+    assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in wanted], abs=1e-6)
 
 
 def test_convert_above_its_tolerance_leaves_no_file(world):

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import jax
 import pytest
 from cli_helpers import call
 
 from geopol_tkg import doctor
+from geopol_tkg.config import ModelType
 from geopol_tkg.errors import TrainingError
 
 
@@ -31,9 +33,9 @@ def test_it_is_ready_to_paste(untrained):
     assert (lines[0], lines[-2:]) == ("```text", ["all is well", "```"])
     for name in ("python", "geopol-tkg", "jax", "flax", "cores", "memory", "compilation cache", "models/tkg"):
         assert [line for line in lines if line.startswith(f"    {name} ")], name
-    assert [line.split()[:2] for line in lines[-4:-2]] == [["tirgn", "passed:"], ["regcn", "passed:"]]
+    assert [line.split()[:2] for line in lines[-5:-2]] == [[model, "passed:"] for model in get_args(ModelType)]
     assert os.listdir(untrained) == ["cache"]
-    assert done.err.splitlines() == [f"one training step of {model}" for model in ("tirgn", "regcn")]
+    assert done.err.splitlines() == [f"one training step of {model}" for model in get_args(ModelType)]
 
 
 def test_a_real_training_step():
@@ -64,9 +66,9 @@ def test_what_fails_is_told_and_gives_1(untrained, monkeypatch):
     monkeypatch.setattr(doctor, "_one_step", fail)
     done = call("doctor", "--json")
     assert done.code == 1
-    assert done.error() == "error: 2 of what must work does not: tirgn, regcn; stdout says why"
+    assert done.error() == "error: 3 of what must work does not: counts, tirgn, regcn; stdout says why"
     content = json.loads(done.out)
-    assert content["failed"] == ["tirgn", "regcn"]
+    assert content["failed"] == list(get_args(ModelType))
     assert content["smoke_tests"]["tirgn"] == "FAILED: TrainingError: loss is not finite"
     assert content["smoke_tests"]["regcn"] == "FAILED: ValueError: no way"
 

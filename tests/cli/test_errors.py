@@ -73,9 +73,15 @@ EXPECTED = {
     "no file": (("ingest", "events.csv", "--out", "new"), "events.csv: does not exist"),
     "unknown events": (("train", "events.csv", "--overwrite"), "events.csv: does not exist"),
     "a dataset": (("ingest", "data/gdelt", "--out", "new"), "a dataset already"),
-    "a model": (("train", *SMALL), "tirgn_best.npz exists: --resume goes on with it, --overwrite replaces it"),
+    "a model": (
+        ("train", "--model", "tirgn", *SMALL),
+        "tirgn_best.npz exists: --resume goes on with it, --overwrite replaces it",
+    ),
     "no model": (("train", "--resume", "--model", "regcn", *SMALL), "regcn_last.json: no checkpoint here"),
-    "other settings": (("train", "--resume", "--lr", "0.5", *SMALL), "trained with lr 0.001, not 0.5"),
+    "other settings": (
+        ("train", "--resume", "--model", "tirgn", "--lr", "0.5", *SMALL),
+        "trained with lr 0.001, not 0.5",
+    ),
     "no GPU": (("train", "--device", "gpu", "--overwrite", *SMALL), "--device gpu was asked for"),
     "no GPU to eval": (("eval", "--device", "gpu"), "jax sees only cpu"),
     "no GPU to compare": (("compare", BEST, "frequency", "--device", "gpu"), "jax sees only cpu"),
@@ -197,7 +203,7 @@ def test_a_dataset_that_changed_since_training(world, trained):
     assert call("vocab").code == 0
     for command in (("eval", BEST), ("compare", BEST, "frequency"), ("predict", "ENTITY 1", "042"), ("convert",)):
         refused(world, *command, code=1, saying="has changed since; name one with --data")
-    refused(world, "train", "--resume", *SMALL, code=1, saying="trained on another dataset")
+    refused(world, "train", "--resume", "--model", "tirgn", *SMALL, code=1, saying="trained on another dataset")
     named = ("eval", BEST, "--data", "data/gdelt", "--json")
     assert not call(*named).json()["overlaps_training"]
     done = call(*named, "--split", "train")

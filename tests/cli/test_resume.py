@@ -283,3 +283,26 @@ def test_resuming_what_patience_has_ended_trains_no_more(world):
     again = call(*TRAIN, "--resume", *settings).json()
     assert (again["status"], again["epochs_trained"]) == ("early_stopped", first["epochs_trained"])
     assert_same_arrays(before, arrays_of(LAST))
+
+
+def temperature():
+    return json.loads(BEST.with_suffix(".json").read_text())["temperature"]
+
+
+def test_interrupted_while_the_temperature_is_fitted_and_resumed(world, monkeypatch):
+    whole = call(*TRAIN, "--epochs", "2", "--json").json()
+    wanted = temperature()
+    assert whole["temperature"] == wanted["value"]
+    with monkeypatch.context() as context:
+        context.setattr(
+            "geopol_tkg.evaluation.temperature.default_block_size",
+            lambda _: signal.raise_signal(signal.SIGTERM) or 256,
+        )
+        stopped = call(*TRAIN, "--epochs", "2", "--overwrite", "--json")
+    assert_interrupted(stopped, 143, epochs=2)
+    assert temperature() is None
+    assert call("eval", "models/tkg/regcn_best", "--json").json()["calibration"]["temperature"] == 1
+    again = call(*TRAIN, "--epochs", "2", "--resume", "--json").json()
+    assert ({**again, "total_time": 0}, temperature()) == ({**whole, "total_time": 0}, wanted)
+    kept = call(*TRAIN, "--epochs", "2", "--resume")
+    assert "temperature" not in kept.err

@@ -137,7 +137,7 @@ def test_table_holds_the_facts_of_both_directions():
     rows = table.select(["subject", "relation", "object", "time", "direction"]).to_pylist()
     fact = {"subject": 3, "relation": 1, "object": 2, "time": 4}
     assert rows == [fact | {"direction": "object"}, fact | {"direction": "subject"}]
-    assert table.column_names[5:] == ["rank", "score", "num_candidates", "seen_before"]
+    assert table.column_names[5:] == ["rank", "score", "num_candidates", "seen_before", "probability"]
 
 
 def random_dataset(seed=0, *, n=40, size=600):

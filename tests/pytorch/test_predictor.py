@@ -226,6 +226,8 @@ def test_flipped_bytes_load_or_are_refused(pt_file, tmp_path):
     ("change", "message"),
     [
         ({"format_version": 1}, "format_version 1, wanted 2; convert the checkpoint again"),
+        ({"temperature": {}}, "temperature has no value"),
+        ({"temperature": {"value": -1.0}}, "temperature -1.0, wanted a number above 0"),
         ({"context": None}, "lacks context"),
         ({"context": {"snapshots": []}}, "context lacks snapshot_times"),
         ({"triple_frequency": {}}, "triple_frequency lacks triples"),

@@ -48,6 +48,13 @@ QUAD_CLASSES = {
 MEANINGS = {f"{root}{i}": text for root, texts in _BASES.items() for i, text in enumerate(texts.split("|"))}
 
 
+def relation_meaning(kind: str, label: str) -> str | None:
+    """What a relation's label of a kind of GDELT column means; None for labels of another source."""
+    if kind == "given":
+        return None
+    return QUAD_CLASSES[label] if kind == "event-quad" else meaning(label)
+
+
 def meaning(code: str) -> str:
     """What an event, base or root code means; a longer code means what its base does."""
     return MEANINGS[code[:3] if len(code) > 2 else f"{code}0"]

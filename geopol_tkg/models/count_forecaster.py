@@ -1,0 +1,110 @@
+"""A trained counting model as a forecaster: counts are looked up on the device, once per time."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.counts import CountSizes, CountTables
+from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.models.base import ScoreFunction
+from geopol_tkg.models.counts import CountModel, CountShape, Past, count_shape, past_of
+
+_SMALLEST = CountShape(relations=64, answers=1024, meetings=1024, tiles=1024, triples=1024)
+
+
+@dataclass
+class CountContext:
+    """What a counting model looks at: the facts of a dataset, counted once and copied to the device.
+
+    Attributes:
+        tables: on the device.
+        sizes: what blocks of queries find in them.
+        shape: room for every block so far; it only grows, so that few shapes are compiled.
+    """
+
+    tables: CountTables
+    sizes: CountSizes
+    shape: CountShape = _SMALLEST
+
+    @classmethod
+    def build(cls, dataset: Dataset, config: ModelConfig) -> "CountContext":
+        """Count the facts of a dataset whose ids are the model's."""
+        tables = CountTables.build(
+            dataset.facts,
+            num_entities=dataset.num_entities,
+            num_relations=dataset.num_relations,
+            half_lives=config.half_lives,
+        )
+        return cls(jax.device_put(tables), CountSizes(tables, num_relations=dataset.num_relations))
+
+    def room_for(self, subjects: np.ndarray, relations: np.ndarray, time: int) -> CountShape:
+        """A shape that a block of queries of a time fits into."""
+        needed = count_shape(subjects, relations, self.sizes.of(subjects, relations, time))
+        self.shape = CountShape(*map(_grown, self.shape, needed))
+        return self.shape
+
+
+class CountForecaster:
+    """Scores are log-probabilities over all entities.
+
+    Args:
+        graphdef, state: a model split by ``nnx.split(model)``.
+        horizon: hides facts from this time index on (multi-step protocol); counts are as old as they were then.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef[CountModel],
+        state: Any,
+        *,
+        config: ModelConfig,
+        context: CountContext,
+        name: str,
+        horizon: int | None = None,
+    ) -> None:
+        self.name = name
+        self.horizon = horizon
+        self._graphdef = graphdef
+        self._state = state
+        self._config = config
+        self._context = context
+
+    def at(self, time: int) -> ScoreFunction:
+        """Count the facts before ``min(time, horizon)``; the result scores queries of ``time``."""
+        visible = time if self.horizon is None else min(time, self.horizon)
+        return partial(self._score, past_at(self._context, visible, self._config), visible)
+
+    def _score(self, past: Past, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
+        shape = self._context.room_for(subjects, relations, visible)
+        queries = np.stack([subjects, relations]).astype(np.int32)
+        return _log_probabilities(self._graphdef, self._state, past, queries, shape=shape)
+
+
+def _grown(size: int, needed: int) -> int:
+    while size < needed:
+        size *= 2
+    return size
+
+
+def past_at(context: CountContext, time: int, config: ModelConfig) -> Past:
+    """The past of a time, on the device."""
+    return _past_of(context.tables, np.int32(time), half_lives=config.half_lives)
+
+
+_past_of = jax.jit(past_of, static_argnames="half_lives")
+
+
+@partial(jax.jit, static_argnames=("graphdef", "shape"))
+def _log_probabilities(
+    graphdef: nnx.GraphDef[CountModel], state: Any, past: Past, queries: Array, *, shape: CountShape
+) -> Array:
+    """Log-probabilities [b, n] of queries int32 [2, b] of subjects and relations."""
+    with jax.default_matmul_precision("highest"):
+        scores = nnx.merge(graphdef, state).scores(past, queries[0], queries[1], shape)
+        return jax.nn.log_softmax(scores)

@@ -1,0 +1,82 @@
+"""The counting model as a torch module: learned weights of what :mod:`geopol_tkg.torch.past` counts.
+
+The same function as the JAX model of ``geopol_tkg.models.counts``, whose docstring explains it::
+
+    score(s, r, o) = popularity(r, o) + [s and o have met] history(s, r, o)
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax, relu
+
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.torch.past import Counts
+
+HIDDEN, POPULARITY_HIDDEN, RELATION_DIM = 32, 16, 8
+
+
+class CountModel(nn.Module):
+    """Log-probabilities of entities from counts of the past."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        f, r2 = len(config.half_lives) + 2, 2 * config.num_relations
+        self.num_relations = config.num_relations
+        self.entity_net = Net(2 * f, 0, POPULARITY_HIDDEN)
+        self.answer_net = Net(3 * f, RELATION_DIM, POPULARITY_HIDDEN)
+        self.history_net = Net(4 * f + 1, RELATION_DIM + f, HIDDEN)
+        self.answer_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
+        self.history_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
+        self.unseen_bias = nn.Parameter(torch.zeros(r2))
+        self.history_bias = nn.Parameter(torch.zeros(r2))
+        self.next_relation = nn.Parameter(0.3 * torch.randn(r2, 2 * RELATION_DIM))
+        self.last_relation = nn.Parameter(torch.zeros(r2, 2 * RELATION_DIM))
+
+    def forward(self, counts: Counts) -> Tensor:
+        """Log-probabilities of every entity as object: [b, n]."""
+        scores = self.popularity(counts)[counts.relation_of]
+        scores = scores.index_put((counts.query, counts.objects), self.history(counts), accumulate=True)
+        return log_softmax(scores, dim=1)
+
+    def popularity(self, counts: Counts) -> Tensor:
+        """Of every entity under each relation: [x, n]."""
+        direction = (counts.relations >= self.num_relations).long()
+        features = torch.cat([counts.answers, counts.entities[direction]], dim=-1)
+        answers = self.answer_net(features, self.answer_relations[counts.relations].unsqueeze(1))
+        unseen = self.unseen_bias[counts.relations].unsqueeze(1)
+        return self.entity_net(counts.entities)[direction] + torch.where(_has_any(counts.answers), answers, unseen)
+
+    def history(self, counts: Counts) -> Tensor:
+        """What the past of subject and object adds: [m]."""
+        slot = counts.relation_of[counts.query]
+        relation = counts.relations[slot]
+        is_repeat = _has_any(counts.meetings[:, : counts.rows.shape[1]]).float().unsqueeze(1)
+        features = torch.cat([counts.meetings, counts.answers[slot, counts.objects], is_repeat], dim=1)
+        context = torch.cat([self.history_relations[relation], counts.rows[counts.query]], dim=1)
+        after = (self.next_relation[relation] * self.last_relation[counts.last_relations]).sum(dim=1)
+        return self.history_net(features, context) + after + self.history_bias[relation]
+
+
+class Net(nn.Module):
+    """A perceptron with one hidden layer and one output, beside a linear function of its features."""
+
+    def __init__(self, num_features: int, num_context: int, hidden: int) -> None:
+        super().__init__()
+        bound = (num_features + num_context) ** -0.5
+        self.weight = nn.Parameter(bound * (2 * torch.rand(num_features, hidden) - 1))
+        self.context_weight = nn.Parameter(bound * (2 * torch.rand(num_context, hidden) - 1))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.output = nn.Parameter(torch.zeros(hidden))
+        self.linear = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, features: Tensor, context: Tensor | None = None) -> Tensor:
+        """[..., num_features], context [..., num_context] that broadcasts against it: [...]."""
+        hidden = features @ self.weight + self.bias
+        if context is not None:
+            hidden = hidden + context @ self.context_weight
+        return relu(hidden) @ self.output + features @ self.linear
+
+
+def _has_any(features: Tensor) -> Tensor:
+    """Whether there was such a fact at all, by the plain count."""
+    return features[..., -2] > 0

@@ -1,0 +1,138 @@
+"""The counting model, and a network that begins with it, from the command line."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from cli_helpers import SMALL, call, listing
+from test_resume import arrays_of, assert_same_arrays, signal_at
+
+COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
+PRIOR = "models/tkg/counts_best"
+BESIDE = ("train", "--model", "regcn", *SMALL, "--epochs", "2", "--count-prior", PRIOR)
+
+
+@pytest.fixture(scope="module")
+def counted(trained, tmp_path_factory):
+    """A folder in which both have been trained, and what training said; not to be changed."""
+    folder = tmp_path_factory.mktemp("counted") / "world"
+    shutil.copytree(trained, folder)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        return folder, [call(*args, "--overwrite", "--json") for args in (COUNTS, BESIDE)]
+
+
+@pytest.fixture
+def here(counted, monkeypatch):
+    monkeypatch.chdir(counted[0])
+    return counted[0]
+
+
+@pytest.fixture
+def copy(counted, tmp_path, monkeypatch):
+    shutil.copytree(counted[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+
+
+def manifest(stem):
+    return json.loads(Path(f"{stem}.json").read_text())
+
+
+def test_both_are_trained(counted, here):
+    counts, beside = (done.json() for done in counted[1])
+    assert [part["status"] for part in (counts, beside)] == ["completed"] * 2
+    assert [part["model_type"] for part in (counts, beside)] == ["counts", "regcn"]
+    assert counts["checkpoint"] == PRIOR
+    assert manifest(PRIOR)["config"]["count_prior"] is False
+    config = manifest("models/tkg/regcn_best")["config"]
+    assert config["count_prior"] is True
+    assert config["half_lives"] == manifest(PRIOR)["config"]["half_lives"]
+    own = {name.removeprefix("counts/") for name in arrays_of(f"{beside['checkpoint']}.npz") if name[:7] == "counts/"}
+    assert own == arrays_of(f"{PRIOR}.npz").keys() - {"trained_entities"}
+
+
+@pytest.mark.parametrize("name", [PRIOR, "models/tkg/regcn_best"])
+def test_both_are_evaluated_and_asked(here, name):
+    valid = call("eval", name, "--split", "valid", "--json").json()
+    assert valid["mrr"] == pytest.approx(manifest(name)["metrics"]["valid"]["mrr"], rel=1e-4)
+    test, hidden = (call("eval", name, "--protocol", kind, "--json").json() for kind in ("single-step", "multi-step"))
+    assert (test["num_queries"], hidden["protocol"]) == (hidden["num_queries"], "multi-step")
+    assert test["mrr"] != hidden["mrr"]
+    asked = call("predict", "ENTITY 1", "042", "--checkpoint", name, "--top", "8", "--json").json()["predictions"]
+    assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_network_with_a_prior_is_not_converted(here):
+    done = call("convert", "models/tkg/regcn_best")
+    assert done.code == 2
+    assert "a network with a count prior has no PyTorch form yet" in done.error()
+    assert not Path("models/tkg/regcn_trained.pt").exists()
+
+
+def test_they_are_compared(here, tmp_path):
+    names = (PRIOR, "models/tkg/regcn_best", "recurrency")
+    report = tmp_path / "report.json"
+    content = call("compare", *names, "--pass-threshold", "-100", "--output", report, "--json").json()
+    mrrs = {row["name"]: row["mrr"] for row in content["models"]}
+    assert list(mrrs) == list(names)
+    assert mrrs[PRIOR] == pytest.approx(call("eval", PRIOR, "--json").json()["mrr"], rel=1e-6)
+
+
+REFUSED = {
+    "a network as prior": (
+        (*BESIDE[:-1], "models/tkg/regcn_best", "--overwrite"),
+        (1, "models/tkg/regcn_best: is a regcn; --count-prior wants one of --model counts"),
+    ),
+    "no such prior": ((*BESIDE[:-1], "models/none", "--overwrite"), (1, "models/none")),
+    "another dataset": (
+        ("train", "data/other", *BESIDE[1:], "--overwrite"),
+        (1, f"{PRIOR}: trained on another dataset; train --model counts on this one first"),
+    ),
+    "counts with a prior": (
+        (*COUNTS, "--count-prior", PRIOR, "--overwrite"),
+        (2, "--count-prior is for networks: use --model tirgn or regcn"),
+    ),
+    "a sample": (
+        (*BESIDE, "--num-negatives", "4", "--overwrite"),
+        (2, "--count-prior scores every entity: it cannot be used with --num-negatives"),
+    ),
+    "counts with a sample": (
+        (*COUNTS, "--num-negatives", "4", "--overwrite"),
+        (2, "--num-negatives concerns networks: --model counts sums over all entities at no cost"),
+    ),
+    "counts with smoothing": (
+        (*COUNTS, "--label-smoothing", "0.1", "--overwrite"),
+        (2, "--label-smoothing concerns networks"),
+    ),
+    "resumed without its prior": (
+        ("train", "--model", "regcn", *SMALL, "--epochs", "3", "--resume"),
+        (1, "trained with count_prior True, not False"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "expected"), REFUSED.values(), ids=REFUSED)
+def test_wrong_use_is_refused(here, args, expected):
+    if "data/other" in args and not Path("data/other").exists():
+        call("ingest", "events.parquet", "--granularity", "2h", "--out", "data/other")
+    before = {name: content for name, content in listing(here).items() if not name.endswith(".lock")}
+    done = call(*args)
+    assert (done.code, done.out) == (expected[0], ""), done.err
+    assert expected[1] in done.error()
+    assert {name: content for name, content in listing(here).items() if not name.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize(("args", "model"), [(COUNTS, "counts"), (BESIDE, "regcn")])
+def test_interrupted_and_resumed_is_the_same_run(copy, monkeypatch, args, model):
+    last, best = (Path(f"models/tkg/{model}_{name}.npz") for name in ("last", "best"))
+    whole = [arrays_of(path) for path in (last, best)]
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, step=3, epoch=1)
+        assert call(*args, "--overwrite").code == 143
+    stopped = manifest(last.with_suffix(""))
+    assert (stopped["resume"]["epoch"], stopped["resume"]["step_in_epoch"]) == (0, 3)
+    assert call(*args, "--resume", "--json").json()["status"] == "completed"
+    for path, before in zip((last, best), whole, strict=True):
+        assert_same_arrays(before, arrays_of(path))

@@ -1,0 +1,446 @@
+"""The counting model against loops over the facts; its sparse loss against its scores."""
+
+from collections import defaultdict
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from geopol_tkg.checkpoint import fill, flatten
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.counts import CountSizes, CountTables
+from geopol_tkg.data.dataset import Dataset, Split, with_inverses
+from geopol_tkg.data.time_axis import TimeAxis
+from geopol_tkg.models.count_forecaster import CountContext, CountForecaster
+from geopol_tkg.models.counts import TILE, CountModel, CountShape, count_shape, past_of
+
+N, R, FIRST, LAST = 40, 3, -3, 9
+HUB, NEVER = 0, N - 1  # met by nearly all, and without any facts
+GAPS = (2, 5)
+HALF_LIVES = (0.5, 3.0)
+CONFIG = ModelConfig(model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES)
+EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int32).T
+GRAPHDEF, SKELETON = nnx.split(nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """What XLA would optimise takes longer than the tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def make_facts(seed=0):
+    """Gaps in time, several relations at once between two, some that met themselves, and one that met many."""
+    rng = np.random.default_rng(seed)
+    times = np.setdiff1d(np.arange(FIRST, LAST + 1), GAPS)
+    few = np.stack(
+        [rng.choice(times, 300), rng.integers(1, 12, 300), rng.integers(0, R, 300), rng.integers(1, 12, 300)]
+    )
+    hub = np.stack([rng.choice(times, 80), np.zeros(80, int), rng.integers(0, R, 80), rng.integers(1, NEVER, 80)])
+    rows = np.concatenate([few.T, hub.T, hub[[0, 3, 2, 1]].T[::3]])
+    return np.unique(rows.astype(np.int32), axis=0)[:, [1, 2, 3, 0]]
+
+
+FACTS = make_facts()
+
+
+def random_weights(seed=0, *, scale=0.3):
+    """All away from the zeros that training begins with."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, scale, leaf.shape).astype(np.float32) for name, leaf in flatten_shapes().items()}
+
+
+def flatten_shapes():
+    return flatten(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), SKELETON))
+
+
+WEIGHTS = random_weights()
+
+
+class World:
+    """Tables of facts, and what the model makes of them."""
+
+    def __init__(self, facts=FACTS):
+        tables = CountTables.build(facts, num_entities=N, num_relations=R, half_lives=HALF_LIVES)
+        self._sizes = CountSizes(tables, num_relations=R)
+        self._tables = jax.device_put(tables)
+
+    def shape(self, queries, time):
+        """No more room than the queries of a time need."""
+        real = queries[:, queries[0] < N]
+        shape = count_shape(*real, self._sizes.of(*real, time))
+        return CountShape(*(max(size, 1) for size in shape))
+
+    def room(self, queries):
+        """Enough for all times, so that little is compiled."""
+        return self.shape(queries, LAST + 1)
+
+    def past(self, time):
+        return past_of(self._tables, jnp.int32(time), HALF_LIVES)
+
+    def scores(self, time, queries=EVERY_QUERY, weights=WEIGHTS, *, shape=None):
+        state = fill(SKELETON, weights)
+        return np.asarray(_scores(state, self.past(time), *queries, shape=shape or self.room(queries)))
+
+    def loss(self, time, queries, targets, weights=WEIGHTS, *, dense=False):
+        """Negative log-likelihoods [b] and their gradient, by the sparse sum or by all scores."""
+        function = _dense if dense else _sparse
+        shape, mask = self.room(queries), queries[0] < N
+        (_, nll), gradient = function(fill(SKELETON, weights), self.past(time), *queries, targets, mask, shape=shape)
+        return np.asarray(nll), flatten(gradient)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _scores(state, past, subjects, relations, *, shape):
+    return nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+
+
+@partial(jax.jit, static_argnames="shape")
+@partial(jax.value_and_grad, has_aux=True)
+def _sparse(state, past, subjects, relations, targets, mask, *, shape):
+    nll = nnx.merge(GRAPHDEF, state).nll(past, subjects, relations, targets, shape)
+    return jnp.sum(jnp.where(mask, nll, 0)), nll
+
+
+@partial(jax.jit, static_argnames="shape")
+@partial(jax.value_and_grad, has_aux=True)
+def _dense(state, past, subjects, relations, targets, mask, *, shape):
+    scores = nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[:, None], axis=1)[:, 0]
+    return jnp.sum(jnp.where(mask, nll, 0)), nll
+
+
+@partial(jax.jit, static_argnames="shape")
+def _nll_of_every_target(state, past, subjects, relations, *, shape):
+    model = nnx.merge(GRAPHDEF, state)
+    return jax.lax.map(
+        lambda target: model.nll(past, subjects, relations, jnp.full_like(subjects, target), shape), jnp.arange(N)
+    )
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+class Reference:
+    """The formula of the model's docstring in float64, fact by fact."""
+
+    def __init__(self, facts, time, weights=WEIGHTS):
+        self._time = time
+        self._weights = {name: array.astype(np.float64) for name, array in weights.items()}
+        past = [fact for fact in facts.tolist() if fact[3] < time]
+        self._times = defaultdict(list)
+        self._last = {}
+        for s, r, o, t in past + [(o, r + R, s, t) for s, r, o, t in past]:
+            is_inverse = r >= R
+            for key in ((s, r, o), ("row", s, r), ("answer", r, o), ("pair", is_inverse, s, o), (is_inverse, o)):
+                self._times[key].append(t)
+            self._last[s, o] = max(self._last.get((s, o), (t, r)), (t, r))
+
+    def features(self, *key):
+        times = self._times.get(key)
+        if times is None:
+            return [0.0] * (len(HALF_LIVES) + 2)
+        counts = [sum(2 ** (-(self._time - t) / life) for t in times) for life in HALF_LIVES]
+        return [*np.log([1 + 20 * count for count in [*counts, len(times)]]), np.log(1 + self._time - max(times))]
+
+    def net(self, name, features, context=()):
+        part = {key.removeprefix(f"{name}/"): array for key, array in self._weights.items() if key.startswith(name)}
+        hidden = features @ part["weight"] + np.array(context) @ part["context_weight"] + part["bias"]
+        return np.maximum(hidden, 0) @ part["output"] + features @ part["linear"]
+
+    def popularity(self, r, o):
+        is_inverse = r >= R
+        entity = np.array([*self.features(is_inverse, o), *self.features(not is_inverse, o)])
+        score = self.net("entity_net", entity)
+        if ("answer", r, o) not in self._times:
+            return score + self._weights["unseen_bias"][r]
+        own = np.array([*self.features("answer", r, o), *entity])
+        return score + self.net("answer_net", own, self._weights["answer_relations"][r])
+
+    def history(self, s, r, o):
+        if (s, o) not in self._last:
+            return 0
+        is_inverse = r >= R
+        features = [
+            *self.features(s, r, o),
+            *self.features("pair", is_inverse, s, o),
+            *self.features("pair", not is_inverse, s, o),
+            *self.features("answer", r, o),
+            float((s, r, o) in self._times),
+        ]
+        context = [*self._weights["history_relations"][r], *self.features("row", s, r)]
+        _, last = self._last[s, o]
+        after = self._weights["next_relation"][r] @ self._weights["last_relation"][last]
+        return self.net("history_net", np.array(features), context) + after + self._weights["history_bias"][r]
+
+    def scores(self):
+        popularity = np.array([[self.popularity(r, o) for o in range(N)] for r in range(2 * R)])
+        return np.array([popularity[r] + [self.history(s, r, o) for o in range(N)] for s, r in EVERY_QUERY.T])
+
+
+def log_softmax(scores):
+    scores = scores.astype(np.float64)
+    top = scores.max(axis=1, keepdims=True)
+    return scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+
+
+def test_the_world_of_these_tests_has_what_can_go_wrong():
+    pairs = np.unique(FACTS[:, [0, 2, 3]], axis=0)
+    assert len(pairs) < 0.95 * len(FACTS)
+    assert (FACTS[:, 0] == FACTS[:, 2]).any()
+    assert len(np.unique(FACTS[FACTS[:, 0] == HUB, 2])) > 2 * TILE
+    assert NEVER not in FACTS[:, [0, 2]]
+    assert FACTS[:, 3].min() == FIRST < 0
+
+
+@pytest.mark.parametrize("time", [FIRST, FIRST + 1, GAPS[0] + 1, LAST + 1, LAST + 40])
+def test_scores_are_those_of_loops(world, time):
+    found, expected = world.scores(time), Reference(FACTS, time).scores()
+    np.testing.assert_allclose(log_softmax(found), log_softmax(expected), rtol=1e-5, atol=2e-5)
+    if time > FIRST:
+        assert log_softmax(expected).std() > 0.1
+
+
+def some_queries(count, seed=0):
+    """Queries that ask for what was met, what was not, and what never was; some are padding."""
+    rng = np.random.default_rng(seed)
+    queries = rng.integers([0, 0], [N, 2 * R], (count, 2)).T.astype(np.int32)
+    queries[0, ::5] = HUB
+    queries[:, count // 2] = NEVER, 0
+    queries[:, -3:] = [[N], [2 * R]]
+    return queries, rng.integers(0, N, count).astype(np.int32)
+
+
+def assert_same_loss(world, time, weights, queries, targets, **tolerance):
+    nll, gradient = world.loss(time, queries, targets, weights)
+    dense, wanted = world.loss(time, queries, targets, weights, dense=True)
+    real = queries[0] < N
+    assert np.isfinite(nll).all()
+    np.testing.assert_allclose(nll[real], dense[real], **tolerance)
+    for name, array in wanted.items():
+        np.testing.assert_allclose(gradient[name], array, **tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("time", [FIRST, FIRST + 1, 4, LAST + 1])
+def test_the_sparse_loss_is_that_of_all_scores(world, time):
+    queries, targets = some_queries(90)
+    assert_same_loss(world, time, WEIGHTS, queries, targets, rtol=1e-4, atol=2e-4)
+
+
+def test_the_loss_of_every_target(world):
+    """Met and not met, seen with the relation and not: the same probability as by the scores, all summing to 1."""
+    shape = world.room(EVERY_QUERY)
+    nll = _nll_of_every_target(fill(SKELETON, WEIGHTS), world.past(4), *EVERY_QUERY, shape=shape)
+    np.testing.assert_allclose(-nll.T, log_softmax(world.scores(4)), rtol=1e-5, atol=2e-5)
+
+
+@partial(jax.jit, static_argnames="shape")
+@partial(jax.value_and_grad, has_aux=True)
+def _filtered(state, past, subjects, relations, targets, *, shape):
+    nll = nnx.merge(GRAPHDEF, state).nll(past, subjects, relations, targets, shape, filtered=True)
+    return jnp.sum(nll), nll
+
+
+@partial(jax.jit, static_argnames="shape")
+@partial(jax.value_and_grad, has_aux=True)
+def _dense_filtered(state, past, subjects, relations, targets, excluded, *, shape):
+    scores = nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+    kept = jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, scores))
+    nll = -jnp.take_along_axis(kept, targets[:, None], axis=1)[:, 0]
+    return jnp.sum(nll), nll
+
+
+@pytest.mark.parametrize("time", [FIRST, 4, LAST])
+def test_other_true_objects_are_no_candidates(world, time):
+    """Met before or not: they are taken out of the sum, as the evaluation's filter takes them out of the ranking."""
+    facts = with_inverses(FACTS, R)
+    asked = facts[facts[:, 3] == time]
+    true = {(s, r, o) for s, r, o, _ in asked.tolist()}
+    subjects, relations, targets, _ = asked.T
+    excluded = np.array([[o != target and (s, r, o) in true for o in range(N)] for s, r, target, _ in asked.tolist()])
+    assert excluded.any()
+    sizes = world._sizes.of(subjects, relations, time, with_answers=True)
+    room = CountShape(*(max(size, 1) for size in count_shape(subjects, relations, sizes)))
+    arguments = (fill(SKELETON, WEIGHTS), world.past(time), subjects, relations, targets)
+    (_, nll), gradient = _filtered(*arguments, shape=room)
+    (_, wanted), wanted_gradient = _dense_filtered(*arguments, excluded, shape=room)
+    np.testing.assert_allclose(nll, wanted, rtol=1e-4, atol=2e-5)
+    for name, array in flatten(gradient).items():
+        np.testing.assert_allclose(array, flatten(wanted_gradient)[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_every_parameter_receives_a_gradient(world):
+    _, gradient = world.loss(LAST + 1, *some_queries(90))
+    for name, array in gradient.items():
+        assert array.size == 0 or np.abs(array).max() > 1e-6, name
+
+
+def weights_of(**changed):
+    """Zeros but for some, by their names with _ for /."""
+    return {name: changed.get(name.replace("/", "_"), np.zeros_like(array)) for name, array in WEIGHTS.items()}
+
+
+def by_plain_count(name, weight, part=0):
+    """A net that adds this times the logarithm of a plain count, that of its features' given part."""
+    linear = np.zeros_like(WEIGHTS[f"{name}/linear"])
+    linear[part * (len(HALF_LIVES) + 2) + len(HALF_LIVES)] = weight
+    return {f"{name}_linear": linear}
+
+
+def bias(value):
+    return np.full(2 * R, value, np.float32)
+
+
+CONCENTRATED = {
+    "a met entity holds all": by_plain_count("history_net", 20, 1),
+    "a popular entity holds all": by_plain_count("entity_net", 20),
+    "an answer holds all": by_plain_count("answer_net", 20),
+    "an entity that was never seen with the relation": {"unseen_bias": bias(40)},
+    "what was met holds little": by_plain_count("entity_net", 2) | {"history_bias": bias(-3)},
+    "what was met holds nothing": {"history_bias": bias(-60)},
+    "answers hold nothing": {"unseen_bias": bias(60)},
+}
+
+
+@pytest.mark.parametrize("changed", CONCENTRATED.values(), ids=CONCENTRATED)
+def test_the_sparse_loss_where_few_hold_nearly_all_probability(world, changed):
+    queries, targets = some_queries(90)
+    assert_same_loss(world, LAST + 1, weights_of(**changed), queries, targets, rtol=2e-3, atol=2e-3)
+
+
+BEYOND = {
+    "the popular were met and hold nothing": by_plain_count("entity_net", 8) | {"history_bias": bias(-200)},
+    "the popular were seen with the relation and hold nothing": by_plain_count("entity_net", 8)
+    | by_plain_count("answer_net", -50),
+}
+
+
+@pytest.mark.parametrize("changed", BEYOND.values(), ids=BEYOND)
+def test_what_rounding_hides_is_never_taken_for_less_than_it_is(world, changed):
+    """The sum over entities that were not met is a difference: too small a one would reward the model for it."""
+    queries, targets = some_queries(90)
+    weights = weights_of(**changed)
+    nll, gradient = world.loss(LAST + 1, queries, targets, weights)
+    dense, _ = world.loss(LAST + 1, queries, targets, weights, dense=True)
+    real = queries[0] < N
+    assert (nll[real] > dense[real] - 2e-3).all()
+    assert (nll[real] > dense[real] + 1).any()
+    assert all(np.isfinite(array).all() for array in gradient.values())
+
+
+@pytest.mark.parametrize("scale", [1, 10, 1000])
+def test_large_weights_give_finite_losses_and_gradients(world, scale):
+    queries, targets = some_queries(90)
+    weights = random_weights(scale=scale)
+    nll, gradient = world.loss(LAST + 1, queries, targets, weights)
+    assert np.isfinite(nll).all()
+    assert (nll[queries[0] < N] >= -1e-3).all()
+    assert all(np.isfinite(array).all() for array in gradient.values())
+    assert np.isfinite(world.scores(LAST + 1, weights=weights)).all()
+
+
+def test_a_query_depends_on_no_other(world):
+    together = world.scores(7)
+    order = np.random.default_rng(0).permutation(len(together))
+    shuffled = EVERY_QUERY[:, order]
+    np.testing.assert_array_equal(world.scores(7, shuffled), together[order])
+    part = slice(30, 37)
+    alone = world.scores(7, shuffled[:, part], shape=world.shape(shuffled[:, part], 7))
+    np.testing.assert_allclose(alone, together[order][part], rtol=1e-6, atol=1e-6)
+
+
+def test_padded_queries_and_room_to_spare_change_nothing(world):
+    padding = np.array([[N] * 5, [2 * R] * 5], np.int32)
+    queries = np.concatenate([EVERY_QUERY, padding], axis=1)
+    found = world.scores(7, queries, shape=world.shape(EVERY_QUERY, 7))
+    np.testing.assert_allclose(found[:-5], world.scores(7), rtol=1e-6, atol=1e-6)
+    assert np.isfinite(found).all()
+
+
+def test_padding_takes_no_room_whatever_relation_it_names(world):
+    """Blocks of a network are padded with the plan's first relation."""
+    queries = EVERY_QUERY[:, EVERY_QUERY[1] == 4]
+    padded = np.concatenate([queries, [[N] * 5, [0] * 5]], axis=1)
+    found = world.scores(LAST + 1, padded, shape=world.shape(queries, LAST + 1))
+    np.testing.assert_allclose(found[:-5], world.scores(LAST + 1, queries), rtol=1e-6, atol=1e-6)
+
+
+def make_dataset(facts):
+    names = [tuple(f"{kind} {i}" for i in range(size)) for kind, size in (("E", N), ("R", R))]
+    return Dataset(*names, facts, Split(6, 8), TimeAxis(0, 1, None))
+
+
+def forecaster(facts, *, horizon=None):
+    context = CountContext.build(make_dataset(facts), CONFIG)
+    state = fill(SKELETON, WEIGHTS)
+    return CountForecaster(GRAPHDEF, state, config=CONFIG, context=context, name="counts", horizon=horizon)
+
+
+def rewritten(time):
+    """Other facts at and after a time, the same before it."""
+    past = FACTS[FACTS[:, 3] < time]
+    future = make_facts(1)
+    return np.concatenate([past, future[future[:, 3] >= time]])
+
+
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_scores_depend_on_the_past_only(horizon):
+    time, visible = 7, horizon or 7
+    own, other = (forecaster(facts, horizon=horizon) for facts in (FACTS, rewritten(visible)))
+    found = np.asarray(own.at(time)(*EVERY_QUERY))
+    np.testing.assert_array_equal(found, other.at(time)(*EVERY_QUERY))
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-5)
+    if horizon is None:
+        assert not np.array_equal(own.at(time + 1)(*EVERY_QUERY), other.at(time + 1)(*EVERY_QUERY))
+    else:
+        np.testing.assert_array_equal(found, forecaster(FACTS).at(horizon)(*EVERY_QUERY))
+        assert not np.array_equal(found, forecaster(FACTS).at(time)(*EVERY_QUERY))
+
+
+def test_a_forecaster_grows_with_its_queries_and_scores_as_before(monkeypatch):
+    monkeypatch.setattr(CountContext, "shape", CountShape(1, 1, 1, 1, 1))
+    score = forecaster(FACTS).at(LAST + 1)
+    alone = np.asarray(score(*EVERY_QUERY[:, 9:10]))
+    together = np.asarray(score(*EVERY_QUERY))
+    np.testing.assert_allclose(alone[0], together[9], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(together, log_softmax(Reference(FACTS, LAST + 1).scores()), rtol=1e-5, atol=2e-5)
+
+
+def test_relabelled_entities_permute_the_scores():
+    new_id = np.random.default_rng(1).permutation(N).astype(np.int32)
+    facts = FACTS.copy()
+    facts[:, [0, 2]] = new_id[facts[:, [0, 2]]]
+    queries = np.stack([new_id[EVERY_QUERY[0]], EVERY_QUERY[1]])
+    found = np.asarray(forecaster(facts).at(7)(*queries))
+    np.testing.assert_allclose(found[:, new_id], forecaster(FACTS).at(7)(*EVERY_QUERY), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_over_many_entities_needs_memory_for_entities_not_for_queries_times_entities():
+    block, size, relations, time = 1024, 500_000, 250, 49
+    config = ModelConfig(model_type="counts", num_entities=size, num_relations=relations)
+    rng = np.random.default_rng(0)
+    facts = rng.integers([0, 0, 0, 0], [size, relations, size, time + 1], (100_000, 4)).astype(np.int32)
+    facts = facts[np.argsort(facts[:, 3], kind="stable")]
+    tables = CountTables.build(facts, num_entities=size, num_relations=relations, half_lives=config.half_lives)
+    queries, targets = facts[-block:, :2].T, facts[-block:, 2]
+    shape = count_shape(*queries, CountSizes(tables, num_relations=relations).of(*queries, time))
+    graphdef, state = nnx.split(CountModel(config, key=jax.random.key(0)))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(state, tables, queries, targets):
+        past = past_of(tables, jnp.int32(time), config.half_lives)
+        return jnp.mean(nnx.merge(graphdef, state).nll(past, *queries, targets, shape))
+
+    arguments = (state, jax.device_put(tables), queries, targets)
+    compiled = loss.lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < block * size  # a quarter of float32 [b, n]
+    assert np.isfinite(compiled(*arguments)[0])

@@ -5,7 +5,7 @@
 #
 # DATA holds quadruple folders (ICEWS14s, and YAGO if there is one); OUT gets one JSON file per run and
 # summary.jsonl. Needs geopol_tkg importable by PYTHON (default python3) and ends inside the budget
-# (default 540 s): trainings get what is left of it, half each. DEVICE=cpu and EXTRA="--embedding-dim 8" try
+# (default 540 s): trainings get what is left of it, TiRGN half. DEVICE=cpu and EXTRA="--embedding-dim 8" try
 # the script out without a GPU.
 set -euo pipefail
 data=$(realpath "$1")
@@ -52,12 +52,20 @@ for model in regcn tirgn; do
 done
 
 # End to end: train with early stopping, then test beside the baselines.
+train() { # name of the run, preset, most seconds, more options
+    local name=$1 preset=$2 seconds=$3
+    shift 3
+    record "train-$name" tkg train icews14s --preset "$preset" --precision auto --device "$device" --no-wandb --json \
+        --max-time "$seconds" --model-dir "models/$name" --logdir runs --run-name "$name" "$@" "${extra[@]}"
+    record "test-$name" tkg eval "models/$name/${preset%%-*}_best" --device "$device" --json
+    cp "models/$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
+}
+
 left=$((budget - SECONDS - 60))
-for model in regcn tirgn; do
-    record "train-$model" tkg train icews14s --preset "$model-icews14s" --precision auto --device "$device" \
-        --max-time $((left / 2)) --model-dir models --logdir runs --no-wandb --json "${extra[@]}"
-    record "test-$model" tkg eval "models/${model}_best" --device "$device" --json
-done
+train counts counts-icews14s $((left / 10)) --patience 4
+left=$((budget - SECONDS - 60))
+train regcn regcn-icews14s $((left / 4))
+train tirgn tirgn-icews14s $((left / 2))
+train regcn-counts regcn-icews14s $((left / 4)) --count-prior models/counts/counts_best
 record test-recurrency tkg eval recurrency --data icews14s --json
-cp models/metrics.jsonl "$out/" 2>/dev/null || true
 cat "$out/summary.jsonl"

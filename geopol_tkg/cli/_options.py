@@ -14,6 +14,7 @@ from geopol_tkg.config import (
     DeviceChoice,
     EntityKind,
     IngestConfig,
+    ModelConfig,
     RelationKind,
     TimeSource,
 )
@@ -71,6 +72,7 @@ DeviceOption = Annotated[
 ]
 
 INGEST = IngestConfig()
+DEFAULT_HALF_LIVES = ",".join(f"{life:g}" for life in ModelConfig.half_lives)
 DEFAULT_SPLIT = ",".join(f"{share:g}" for share in INGEST.split)
 
 
@@ -83,6 +85,17 @@ def parse_split(text: str) -> tuple[float, float, float]:
     if not (min(train, valid, test) > 0 and abs(train + valid + test - 1) < 1e-6):
         raise UsageError(f"--split {text!r}: wanted three positive shares that sum to 1")
     return train, valid, test
+
+
+def parse_half_lives(text: str) -> tuple[float, ...]:
+    """Distinct positive numbers of steps."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--half-lives {text!r}: wanted numbers of steps like {DEFAULT_HALF_LIVES}") from error
+    if not all(0 < life < float("inf") for life in found) or len(set(found)) < len(found):
+        raise UsageError(f"--half-lives {text!r}: wanted distinct positive numbers of steps")
+    return found
 
 
 def choose_device(device: DeviceChoice) -> None:

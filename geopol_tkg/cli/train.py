@@ -25,6 +25,21 @@ from geopol_tkg.errors import UsageError
 
 _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
+_COUNTS_ONLY = ("half_lives",)
+_NETWORKS_ONLY = (
+    "history_length",
+    "history_rate",
+    "history_window",
+    "history_mask_mode",
+    "embedding_dim",
+    "num_layers",
+    "dropout",
+    "static_graph",
+    "static_angle",
+    "static_weight",
+    "task_weight",
+    "remat",
+)
 
 
 def _model(text: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
@@ -71,6 +86,9 @@ def command(
     history_mask_mode: Annotated[
         MaskMode, _model("Unseen entities in the history mode: logit 0 (multiply) or none (exclude).")
     ] = ModelConfig.history_mask_mode,
+    half_lives: Annotated[
+        str, _model("Steps after which a count weighs half, one count for each (counts).")
+    ] = opt.DEFAULT_HALF_LIVES,
     count_prior: Annotated[
         Path | None,
         _model("Checkpoint of --model counts, whose scores are added to the logits of a network, and trained on."),
@@ -167,6 +185,7 @@ def command(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other: leave one out")
     ingest_config = IngestConfig(**_given(IngestConfig, chosen, split=opt.parse_split(split)))
+    chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
     from geopol_tkg.cli._training import load_prior, train
@@ -176,6 +195,8 @@ def command(
     files = RunFiles(model_dir, logdir / (run_name or model), model)
     files.check(resume=resume, overwrite=overwrite or dry_run)
     data = open_or_ingest(dataset, ingest_config, output)
+    options = options_with_origins(context)
+    _tell_what_has_no_effect(options, model, output)
     sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
         if embedding_dim % 2:
@@ -197,9 +218,17 @@ def command(
         overwrite=overwrite,
         dry_run=dry_run,
         wandb=wandb,
-        options=options_with_origins(context),
+        options=options,
         prior=prior,
     )
+
+
+def _tell_what_has_no_effect(options: dict[str, dict[str, Any]], model: ModelType, output: Output) -> None:
+    """Options that were given and are another model's."""
+    others = _NETWORKS_ONLY if model == "counts" else _COUNTS_ONLY
+    if given := [name for name in others if options[name]["origin"] != "default"]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        output.note(f"no effect on --model {model}: {flags}")
 
 
 def _given(config_type: type, chosen: dict[str, Any], **others: Any) -> dict[str, Any]:

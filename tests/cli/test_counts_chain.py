@@ -64,6 +64,16 @@ def test_both_are_evaluated_and_asked(here, name):
     assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
 
 
+def test_half_lives_are_the_users_and_other_models_options_are_told(here):
+    args = ("train", "--half-lives", "2,8.5", "--dropout", "0.1", "--embedding-dim", "8", "--epochs", "1")
+    done = call(*args, "--model-dir", "own", "--run-name", "own", "--json")
+    assert done.code == 0
+    assert manifest("own/counts_best")["config"]["half_lives"] == [2.0, 8.5]
+    assert "no effect on --model counts: --embedding-dim, --dropout" in done.err
+    done = call("train", "--model", "regcn", "--half-lives", "2", *SMALL, "--dry-run")
+    assert "no effect on --model regcn: --half-lives" in done.err
+
+
 def test_a_network_with_a_prior_is_not_converted(here):
     done = call("convert", "models/tkg/regcn_best")
     assert done.code == 2

@@ -39,6 +39,8 @@ WRONG_USAGE = {
     "days": (("ingest", "events.parquet", "--num-days", "-1"), "'--num-days'"),
     "shares": (("ingest", "events.parquet", "--split", "0.5,0.6,0.1"), "three positive shares that sum to 1"),
     "NaN share": (("ingest", "events.parquet", "--split", "nan,0.5,0.5"), "three positive shares"),
+    "half-lives": (("train", "--half-lives", "1,0"), "distinct positive numbers of steps"),
+    "half-lives of nothing": (("train", "--half-lives", "short"), "wanted numbers of steps like 1,4,16,64"),
     "two shares": (("ingest", "events.parquet", "--split", "0.5,0.5"), "three numbers"),
     "contradiction": (("train", "--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
     "one model": (("compare", "frequency"), "two models or more"),

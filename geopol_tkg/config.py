@@ -43,7 +43,7 @@ SAMPLE_CONFIG = IngestConfig(granularity="1h", num_days=0)  # of the bundled sam
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What defines a network: with the arrays, all that is needed to rebuild it."""
+    """What defines a model: with the arrays, all that is needed to rebuild it."""
 
     model_type: ModelType = "counts"
     num_entities: int
@@ -66,7 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained."""
+    """How a model is trained."""
 
     epochs: int = 100
     lr: float = 1e-3

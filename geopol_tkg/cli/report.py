@@ -96,7 +96,7 @@ def _expanded(runs: Sequence[str]) -> list[str]:
         if not path.is_dir():
             found[str(path.with_suffix("")) if path.suffix in (".npz", ".json") else run] = None
             continue
-        stems = [str(file.with_suffix("")) for file in sorted(path.glob("*_best.json"), reverse=True)]
+        stems = [str(file.with_suffix("")) for file in sorted(path.glob("*_best.json"), key=_age)]
         if not stems:
             raise CheckpointError(f"{run}: no checkpoint here (no *_best.json); run geopol-tkg train first")
         found |= dict.fromkeys(stems)
@@ -196,3 +196,8 @@ def _table(content: dict[str, Any]) -> "Table":
     for row in content["models"]:
         table.add_row(plain(row["name"]), *(format_metric(row[name]) for name in METRICS))
     return table
+
+
+def _age(file: Path) -> tuple[float, str]:
+    """The newest first."""
+    return -file.stat().st_mtime, file.name

@@ -13,7 +13,8 @@ from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.models.base import ScoreFunction
-from geopol_tkg.models.counts import CountModel, CountShape, Past, count_shape, past_of
+from geopol_tkg.models.counts import CountModel
+from geopol_tkg.models.past import CountShape, Past, count_shape, past_of
 
 _SMALLEST = CountShape(relations=64, answers=1024, meetings=1024, tiles=1024, triples=1024)
 

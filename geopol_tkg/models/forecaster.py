@@ -16,11 +16,11 @@ from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.models.base import ScoreFunction
 from geopol_tkg.models.count_forecaster import CountContext, past_at
-from geopol_tkg.models.counts import CountShape, Past
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
 from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
 from geopol_tkg.models.network import History, Network, Prior
+from geopol_tkg.models.past import CountShape, Past
 
 _SMALLEST_CAPACITY = 4096
 

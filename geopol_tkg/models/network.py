@@ -10,10 +10,11 @@ from jax import Array
 
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.models.blocks import map_rows
-from geopol_tkg.models.counts import CountModel, CountShape, Past
+from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.decoders import ConvTransE, Inputs, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
 from geopol_tkg.models.layers import DTypeLike, dot, split_key
+from geopol_tkg.models.past import CountShape, Past
 from geopol_tkg.models.sampling import Entries, Sample, entries_of
 
 

@@ -13,7 +13,7 @@ from jax import Array
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.models.blocks import map_rows
-from geopol_tkg.models.counts import CountShape, past_of
+from geopol_tkg.models.past import CountShape, past_of
 from geopol_tkg.training.plan import deal_queries, largest_count_shape, round_up, two_levels
 from geopol_tkg.training.step import FIXED, Trainer
 

@@ -13,8 +13,8 @@ from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError
-from geopol_tkg.models.counts import CountShape, count_shape
 from geopol_tkg.models.graph import WindowShape, window_shape
+from geopol_tkg.models.past import CountShape, count_shape
 
 MAX_SHAPES = 2
 _LEAST_SAVING = 0.1  # of the padded queries, for which a second shape is worth its compilation

@@ -19,12 +19,12 @@ from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import UsageError
-from geopol_tkg.models.counts import past_of
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
 from geopol_tkg.models.layers import DTypeLike, split_key
 from geopol_tkg.models.network import History, Network, Prior, build_network
+from geopol_tkg.models.past import past_of
 from geopol_tkg.models.sampling import Sample, draw, entries_of
 from geopol_tkg.models.static_graph import set_static_graph
 from geopol_tkg.training.plan import StepPlan, StepShape

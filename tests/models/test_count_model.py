@@ -15,7 +15,8 @@ from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset, Split, with_inverses
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.models.count_forecaster import CountContext, CountForecaster
-from geopol_tkg.models.counts import TILE, CountModel, CountShape, count_shape, past_of
+from geopol_tkg.models.counts import CountModel
+from geopol_tkg.models.past import TILE, CountShape, count_shape, past_of
 
 N, R, FIRST, LAST = 40, 3, -3, 9
 HUB, NEVER = 0, N - 1  # met by nearly all, and without any facts

@@ -1,8 +1,9 @@
 """Fixtures that several folders of tests use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,3 +37,22 @@ def event_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """Let a module's compiled programs go.
+
+    Each holds memory maps, of which Linux gives a process 65,530 (``vm.max_map_count``). XLA dies of a segmentation
+    fault when none is left, and a whole run of the tests compiles that many.
+    """
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What XLA would optimise takes longer than the tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

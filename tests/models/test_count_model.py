@@ -27,12 +27,7 @@ EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int3
 GRAPHDEF, SKELETON = nnx.split(nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """What XLA would optimise takes longer than the tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_facts(seed=0):

@@ -48,12 +48,7 @@ def counted(facts, time):
     return PastCounts(known(facts[facts[:, 3] < time], time), time, half_lives=CONFIG.half_lives)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """What XLA would optimise takes longer than the tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,7 @@ KEY = jax.random.key(7)
 DATASET = make_dataset(size=300)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """What XLA would optimise takes longer than the tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache

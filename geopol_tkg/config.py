@@ -63,6 +63,11 @@ class ModelConfig:
     count_prior: bool = False  # add the score of a counting model to the logits of entities
     half_lives: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)  # steps after which a count weighs half, of counts
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether it counts all facts of the past: the counting model, and a network with one beside it."""
+        return self.count_prior or self.model_type == "counts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -70,6 +75,7 @@ class TrainConfig:
 
     epochs: int = 100
     lr: float = 1e-3
+    train_window: int = 0  # steps at the end of train whose facts are learned; 0 = all
     batch_size: int = 1024  # queries per optimiser step; 0 = a whole timestamp
     block_size: int = 1024  # queries of a step scored at once; larger steps are recomputed block by block
     num_negatives: int = 0  # entities a step's softmax is estimated from; 0 = all, exactly

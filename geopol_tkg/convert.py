@@ -15,7 +15,7 @@ from geopol_tkg.config import PARITY_TOLERANCE, ModelConfig
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.files import replace_file
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError, UsageError
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
 from geopol_tkg.models.registry import build_context, build_forecaster, uses_vocabulary
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ _LEAVES: dict[str, tuple[str, Rearrange]] = {
     "var": ("running_var", _same),
     **{name: (name, _same) for name in ("weight", "context_weight", "output", "linear")},  # of counts, as all below
     **{name: (name, _same) for name in ("answer_relations", "history_relations", "next_relation", "last_relation")},
-    **{name: (name, _same) for name in ("unseen_bias", "history_bias")},
+    **{name: (name, _same) for name in ("relation_weights", "unseen_bias", "history_bias")},
 }
 
 
@@ -106,8 +106,6 @@ def convert(
         CheckpointError: a weight is not finite.
     """
     _require_torch()
-    if checkpoint.config.count_prior:
-        raise UsageError(f"{checkpoint.source}: a network with a count prior has no PyTorch form yet")
     _require_fit(checkpoint, dataset, history)
     from geopol_tkg.torch.card import model_card
     from geopol_tkg.torch.modules import parameter_count

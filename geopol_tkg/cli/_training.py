@@ -165,8 +165,10 @@ def _announce(run: TrainingRun, dataset: Dataset, output: Output) -> None:
         f"{run.model.model_type}: {run.num_parameters:,} parameters on {run.device.device_kind} "
         f"({run.config.device}), {run.config.precision}, remat {'on' if run.config.remat else 'off'}"
     )
+    window = run.config.train_window
+    learned = f"{len(run.plan.queries) // 2:,} in the last {window} steps of " if window else ""
     output.note(
-        f"{counts['train']:,} training facts, {counts['entities']:,} entities, "
+        f"{learned}{counts['train']:,} training facts, {counts['entities']:,} entities, "
         f"{counts['relations']:,} relations; {len(run.plan)} steps an epoch"
     )
     if run.standing.epoch or run.standing.step_in_epoch:

@@ -106,6 +106,9 @@ def command(
     epochs: Annotated[int, _run("Most epochs.", min=1)] = _DEFAULTS.epochs,
     patience: Annotated[int, _run("Epochs without a better valid MRR before stopping.", min=1)] = (_DEFAULTS.patience),
     lr: Annotated[float, _number("Learning rate.")] = _DEFAULTS.lr,
+    train_window: Annotated[
+        int, _run("Steps at the end of train to learn from; 0 = all. Earlier facts stay in the past.", min=0)
+    ] = _DEFAULTS.train_window,
     batch_size: Annotated[
         int, _run("Queries per optimiser step, of one timestamp; 0 = all of a timestamp.", min=0)
     ] = _DEFAULTS.batch_size,

@@ -42,6 +42,7 @@ class CountModel(nnx.Module):
         self.history_net = Net(4 * f + 1, RELATION_DIM + f, HIDDEN, key=next(keys))
         self.answer_relations = nnx.Param(_small_normal(next(keys), (r2, RELATION_DIM)))
         self.history_relations = nnx.Param(_small_normal(next(keys), (r2, RELATION_DIM)))
+        self.relation_weights = nnx.Param(jnp.zeros((r2, 4 * f + 1)))
         self.unseen_bias = nnx.Param(jnp.zeros(r2))
         self.history_bias = nnx.Param(jnp.zeros(r2))
         self.next_relation = nnx.Param(_small_normal(next(keys), (r2, 2 * RELATION_DIM)))
@@ -133,6 +134,7 @@ class CountModel(nnx.Module):
         )
         after = self.next_relation[...].at[common.relations].get(mode="clip") @ self.last_relation[...].T
         history = self.history_net(features, context[:, None]) + after[slot[:, None], entries.last_relation]
+        history += jnp.einsum("tmf,tf->tm", features, self.relation_weights[...].at[relation].get(mode="clip"))
         return history + self.history_bias[...].at[relation].get(mode="clip")[:, None]
 
     def _log_totals(self, common: Popularity, entity_scores: Array, answer_scores: Array) -> Array:

@@ -41,15 +41,15 @@ def _is_gdelt(contents: dict[str, Any]) -> bool:
 def _summary(contents: dict[str, Any], result: dict[str, Any]) -> str:
     config, model_type = contents["model_config"], contents["model_type"]
     rows = {
-        "model": _NAMES[model_type],
+        "model": _NAMES[model_type] + (" beside a counting model" if config["count_prior"] else ""),
         "parameters": f"{result['num_parameters']:,}",
         "epoch": str(contents["epoch"]),
         "forecasts": contents["context"]["time"],
     }
-    if model_type == "counts":
+    if model_type == "counts" or config["count_prior"]:
         rows["counts halve in"] = ", ".join(f"{life:g}" for life in config["half_lives"]) + " steps"
-        rows["history"] = "all"
-    else:
+        rows["facts counted"] = "all"
+    if model_type != "counts":
         rows["embedding dimension"] = str(config["embedding_dim"])
         rows["history length"] = f"{config['history_length']} snapshots"
     if model_type == "tirgn":
@@ -157,7 +157,9 @@ def _calibration(temperature: dict[str, Any] | None) -> str:
 
 
 def _citation(contents: dict[str, Any]) -> str:
-    return "\n\n".join([_PAPERS[contents["model_type"]], *([_GDELT] if _is_gdelt(contents) else [])])
+    model_type, has_prior = contents["model_type"], contents["model_config"]["count_prior"]
+    papers = [_PAPERS[model_type], *([_PAPERS["counts"]] if has_prior else [])]
+    return "\n\n".join([*papers, *([_GDELT] if _is_gdelt(contents) else [])])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

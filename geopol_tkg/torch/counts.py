@@ -7,7 +7,7 @@ The same function as the JAX model of ``geopol_tkg.models.counts``, whose docstr
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax, relu
+from torch.nn.functional import relu
 
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.torch.past import Counts
@@ -16,7 +16,7 @@ HIDDEN, POPULARITY_HIDDEN, RELATION_DIM = 32, 16, 8
 
 
 class CountModel(nn.Module):
-    """Log-probabilities of entities from counts of the past."""
+    """Scores of entities from counts of the past."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,16 +27,16 @@ class CountModel(nn.Module):
         self.history_net = Net(4 * f + 1, RELATION_DIM + f, HIDDEN)
         self.answer_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
         self.history_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
+        self.relation_weights = nn.Parameter(torch.zeros(r2, 4 * f + 1))
         self.unseen_bias = nn.Parameter(torch.zeros(r2))
         self.history_bias = nn.Parameter(torch.zeros(r2))
         self.next_relation = nn.Parameter(0.3 * torch.randn(r2, 2 * RELATION_DIM))
         self.last_relation = nn.Parameter(torch.zeros(r2, 2 * RELATION_DIM))
 
     def forward(self, counts: Counts) -> Tensor:
-        """Log-probabilities of every entity as object: [b, n]."""
+        """Scores of every entity as object, their log-probabilities up to a constant of the query: [b, n]."""
         scores = self.popularity(counts)[counts.relation_of]
-        scores = scores.index_put((counts.query, counts.objects), self.history(counts), accumulate=True)
-        return log_softmax(scores, dim=1)
+        return scores.index_put((counts.query, counts.objects), self.history(counts), accumulate=True)
 
     def popularity(self, counts: Counts) -> Tensor:
         """Of every entity under each relation: [x, n]."""
@@ -54,7 +54,8 @@ class CountModel(nn.Module):
         features = torch.cat([counts.meetings, counts.answers[slot, counts.objects], is_repeat], dim=1)
         context = torch.cat([self.history_relations[relation], counts.rows[counts.query]], dim=1)
         after = (self.next_relation[relation] * self.last_relation[counts.last_relations]).sum(dim=1)
-        return self.history_net(features, context) + after + self.history_bias[relation]
+        own = (features * self.relation_weights[relation]).sum(dim=1)
+        return self.history_net(features, context) + own + after + self.history_bias[relation]
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ from geopol_tkg.config import ModelConfig
 
 
 def snapshots_kept(config: ModelConfig) -> int | None:
-    """How many of the last snapshots a model looks at; None: all."""
-    return None if config.model_type == "counts" else config.history_length
+    """How many of the last snapshots a model looks at; None: all, to count them."""
+    return None if config.is_counting else config.history_length
 
 
 @dataclass(frozen=True, eq=False)

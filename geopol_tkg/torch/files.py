@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _is_counting(contents: dict[str, Any]) -> bool:
     config = contents.get("model_config")
-    return isinstance(config, dict) and config.get("model_type") == "counts"
+    return isinstance(config, dict) and (config.get("model_type") == "counts" or bool(config.get("count_prior")))
 
 
 def restore(path: Path, contents: dict[str, Any]) -> tuple[ModelConfig, Network | CountModel, KnownFacts]:
@@ -126,7 +126,7 @@ def _require_types(network: Network | CountModel, weights: dict[str, Tensor]) ->
 
 def _known_facts(config: ModelConfig, contents: dict[str, Any]) -> KnownFacts:
     context, triples = contents["context"], contents["triple_frequency"]
-    if _is_counting(contents):
+    if config.is_counting:
         times, snapshots = split_by_time(context["facts"].numpy())
     else:
         times, snapshots = context["snapshot_times"], [snapshot.numpy() for snapshot in context["snapshots"]]

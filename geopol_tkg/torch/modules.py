@@ -44,6 +44,7 @@ class Queries(NamedTuple):
     second: Tensor  # int64 [b], relations or objects
     time: int  # steps since the first timestamp
     seen: Tensor | None = None  # bool [b, candidates], history mask; TiRGN needs it
+    prior: Tensor | None = None  # [b, n], scores of the counting model beside the network; of the entity task only
 
 
 class Encoder(nn.Module):
@@ -128,9 +129,18 @@ class TiRGNEncoder(Encoder):
 
 
 class Network(nn.Module):
-    """Base of RE-GCN and TiRGN. In training mode batch norms take the statistics of the queries given."""
+    """Base of RE-GCN and TiRGN. In training mode batch norms take the statistics of the queries given.
+
+    Attributes:
+        counts: the counting model whose scores are the queries' prior; None without one.
+    """
 
     encoder: Encoder
+    counts: CountModel | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.counts = CountModel(config) if config.count_prior else None
 
     def forward(self, snapshots: Sequence[Tensor], queries: Queries) -> Tensor:
         """Evolve the snapshots, then log-probabilities of all entities: [b, n]."""
@@ -149,7 +159,7 @@ class REGCN(Network):
     """RE-GCN with ConvTransE decoders for entities and relations."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.encoder = REGCNEncoder(config)
         self.entity_decoder = ConvTransE(config, num_inputs=2)
         self.relation_decoder = ConvTransE(config, num_inputs=2)
@@ -157,7 +167,7 @@ class REGCN(Network):
     def entity_log_probabilities(self, evolved: Evolved, queries: Queries) -> Tensor:
         candidates = torch.tanh(evolved.entities)
         vectors = self.entity_decoder([candidates[queries.first], evolved.relations[queries.second]])
-        return log_softmax(vectors @ candidates.T, dim=1)
+        return log_softmax(_with_prior(vectors @ candidates.T, queries), dim=1)
 
     def relation_log_probabilities(self, evolved: Evolved, queries: Queries) -> Tensor:
         entities = torch.tanh(evolved.entities)
@@ -169,7 +179,7 @@ class TiRGN(Network):
     """TiRGN: per task a raw and a history decoder, mixed by the history rate."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.history_rate = config.history_rate
         self.history_mask_mode = config.history_mask_mode
         self.encoder = TiRGNEncoder(config)
@@ -199,8 +209,16 @@ class TiRGN(Network):
             raise ValueError("TiRGN needs a history mask: queries.seen is None")
         masked = mask_history(history, raw, queries.seen, self.history_mask_mode)
         weighted = ((1 - self.history_rate, raw), (self.history_rate, masked))
-        parts = [math.log(weight) + log_softmax(logits, dim=1) for weight, logits in weighted if weight > 0]
+        parts = [
+            math.log(weight) + log_softmax(_with_prior(logits, queries), dim=1)
+            for weight, logits in weighted
+            if weight > 0
+        ]
         return torch.logsumexp(torch.stack(parts), dim=0)
+
+
+def _with_prior(logits: Tensor, queries: Queries) -> Tensor:
+    return logits if queries.prior is None else logits + queries.prior
 
 
 def build_network(config: ModelConfig) -> Network | CountModel:

@@ -284,22 +284,27 @@ class TKGPredictor:
         if baseline:
             return frequency.log_shares(frequency.object_scores(facts, subjects, relations)), matches
         if isinstance(self.network, CountModel):
-            return self._count(self.network, facts, subjects, relations, time), matches
-        queries = self._queries(subjects, relations, time, matches, size)
-        return self.network.entity_log_probabilities(self._evolve(facts), queries).cpu().numpy(), matches
+            scores = log_softmax(self._count(self.network, facts, subjects, relations, time), dim=1)
+        else:
+            queries = self._queries(subjects, relations, time, matches, size)
+            if self.network.counts is not None:
+                queries = queries._replace(prior=self._count(self.network.counts, facts, subjects, relations, time))
+            scores = self.network.entity_log_probabilities(self._evolve(facts), queries)
+        return scores.cpu().numpy(), matches
 
     def _count(
         self, model: CountModel, facts: KnownFacts, subjects: np.ndarray, relations: np.ndarray, time: int
-    ) -> np.ndarray:
+    ) -> Tensor:
+        """The counting model's scores [b, n]."""
         past = self._counted
         if past is None or past.facts is not facts or past.time != time:
             past = self._counted = PastCounts(facts, time, half_lives=self.config.half_lives)
-        found = np.empty((len(subjects), self.config.num_entities), np.float32)
+        scores = torch.empty(len(subjects), self.config.num_entities, device=self.device)
         for first in range(0, len(subjects), _BLOCK):
             block = slice(first, first + _BLOCK)
             counts = past.of(subjects[block], relations[block])
-            found[block] = model(Counts(*(torch.from_numpy(part).to(self.device) for part in counts))).cpu().numpy()
-        return found
+            scores[block] = model(Counts(*(torch.from_numpy(part).to(self.device) for part in counts)))
+        return scores
 
     @torch.no_grad()
     def _score_relations(
@@ -324,7 +329,8 @@ class TKGPredictor:
             raise GeopolTkgError(f"{self.config.model_type} has no embeddings to evolve")
         cached = self._evolved
         if cached is None or cached[0] is not facts:
-            cached = facts, self.network.encoder([self._put(snapshot) for snapshot in facts.snapshots])
+            snapshots = facts.snapshots[-self.config.history_length :]
+            cached = facts, self.network.encoder([self._put(snapshot) for snapshot in snapshots])
             self._evolved = cached
         return cached[1]
 

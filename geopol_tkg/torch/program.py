@@ -27,14 +27,13 @@ class ScoringProgram(nn.Module):
     """Log-probabilities of every entity as object, from evolved embeddings and the history vocabulary, both fixed.
 
     Raises:
-        UsageError: the model has no embeddings.
+        UsageError: the model counts.
     """
 
     def __init__(self, predictor: TKGPredictor) -> None:
         super().__init__()
-        if not isinstance(predictor.network, Network):
-            name = predictor.config.model_type
-            raise UsageError(f"{name} looks its facts up, which no program holds: use the format pt or safetensors")
+        if predictor.config.is_counting or not isinstance(predictor.network, Network):
+            raise UsageError("counts are looked up among the facts, which no program holds: use pt or safetensors")
         facts, window = predictor.facts, predictor.config.history_window
         self.network = _scoring_part(predictor.network)
         self.time, self.num_relations = facts.time_index, facts.num_relations

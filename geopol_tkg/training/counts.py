@@ -57,13 +57,17 @@ class CountStepData(NamedTuple):
 
 
 def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int, config: TrainConfig) -> CountPlan:
-    """Cut the training facts [f, 4] into steps; the first timestamp has no past and is skipped.
+    """Cut the training facts [f, 4] into steps, as :func:`geopol_tkg.training.plan.plan_steps` does.
 
     Raises:
         DataError: fewer than two training timestamps.
     """
     both, starts, counts, times = deal_queries(
-        facts, num_relations=num_relations, batch_size=config.batch_size, seed=config.seed
+        facts,
+        num_relations=num_relations,
+        batch_size=config.batch_size,
+        train_window=config.train_window,
+        seed=config.seed,
     )
     found = sizes.of(both[:, 0], both[:, 1], both[:, 3], with_answers=True)
     before = np.concatenate([[0], np.cumsum(found[0], dtype=np.int64)])

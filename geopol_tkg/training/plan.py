@@ -25,11 +25,14 @@ class Plan(Protocol):
     """What the training loop needs to know of an epoch's steps.
 
     Attributes:
+        queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
         times: int32 [s], time index of the queries.
         shape_of: int32 [s], which of ``shapes`` fits.
         shapes: padded sizes, each with its ``queries``; what an optimiser step is compiled for.
     """
 
+    @property
+    def queries(self) -> np.ndarray: ...
     @property
     def times(self) -> np.ndarray: ...
     @property
@@ -95,6 +98,7 @@ def plan_steps(
     batch_size: int,
     seed: int,
     block_size: int = TrainConfig.block_size,
+    train_window: int = TrainConfig.train_window,
     sampled: bool = False,
     count_sizes: CountSizes | None = None,
 ) -> StepPlan:
@@ -103,14 +107,14 @@ def plan_steps(
     A step of more than ``block_size`` queries is computed in blocks of no more than that. Where the softmax
     is ``sampled``, the entities that each step reads are counted; so is with ``count_sizes`` what it finds there.
 
-    The first timestamp has no past and is skipped. Queries of a timestamp are dealt to its steps at
-    random, once, in steps of nearly equal size.
+    The first timestamp has no past and is skipped; so is what lies before the last ``train_window`` time steps
+    (0: nothing). Queries of a timestamp are dealt to its steps at random, once, in steps of nearly equal size.
 
     Raises:
         DataError: fewer than two training timestamps.
     """
     both, starts, counts, step_times = deal_queries(
-        facts, num_relations=history.num_relations, batch_size=batch_size, seed=seed
+        facts, num_relations=history.num_relations, batch_size=batch_size, train_window=train_window, seed=seed
     )
     ordinals = np.stack([snapshots.before(time, history_length) for time in step_times])
     subject, relation, object_, time = both.T
@@ -136,15 +140,16 @@ def plan_steps(
 
 
 def deal_queries(
-    facts: np.ndarray, *, num_relations: int, batch_size: int, seed: int
+    facts: np.ndarray, *, num_relations: int, batch_size: int, train_window: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Queries int32 [q, 4] of facts [f, 4] in both directions, grouped by step; start, size and time of each step.
 
     Raises:
         DataError: fewer than two timestamps.
     """
-    both = with_inverses(facts, num_relations)
-    both = both[both[:, 3] > facts[:, 3].min(initial=0)]
+    both, times = with_inverses(facts, num_relations), facts[:, 3]
+    first = max(times.min(initial=0), times.max(initial=0) - train_window if train_window else 0)
+    both = both[both[:, 3] > first]
     if not len(both):
         raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
     both = both[np.random.default_rng(seed).permutation(len(both))]

@@ -49,6 +49,7 @@ def prepare(
         batch_size=config.batch_size,
         seed=config.seed,
         block_size=config.block_size,
+        train_window=config.train_window,
         sampled=config.num_negatives > 0,
         count_sizes=None if context.counts is None else context.counts.sizes,
     )

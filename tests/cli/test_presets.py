@@ -37,7 +37,11 @@ COMMON = {
     "warmup_epochs": 0,
     "precision": "f32",
 }
-OWN = ("counts-gdelt", "counts-icews14s", "counts-yago")  # of no paper
+OWN = {  # of no paper
+    "counts-gdelt": {"train_window": 0},
+    "counts-icews14s": {"epochs": 15, "train_window": 0, "lr": 0.003, "schedule": "cosine"},
+    "counts-yago": {"epochs": 10, "train_window": 10, "lr": 0.01, "schedule": "cosine"},
+}
 NAMES = sorted((*OWN, *PUBLISHED))
 TIRGN = {"history_rate": 0.3, "history_mask_mode": "multiply"}
 
@@ -67,6 +71,7 @@ def test_train_takes_the_published_settings(name):
 def test_the_programs_own_name_what_could_change(name):
     wanted = {"model": "counts", "batch_size": 1024}
     wanted |= {key: COMMON[key] for key in ("optimiser", "lr", "weight_decay", "grad_clip", "schedule", "precision")}
+    wanted |= OWN[name]
     taken = TRAIN.make_context("train", ["--preset", name]).params
     assert {key: taken[key] for key in wanted} == wanted
 

@@ -174,7 +174,8 @@ class Reference:
         context = [*self._weights["history_relations"][r], *self.features("row", s, r)]
         _, last = self._last[s, o]
         after = self._weights["next_relation"][r] @ self._weights["last_relation"][last]
-        return self.net("history_net", np.array(features), context) + after + self._weights["history_bias"][r]
+        own = np.array(features) @ self._weights["relation_weights"][r]
+        return self.net("history_net", np.array(features), context) + own + after + self._weights["history_bias"][r]
 
     def scores(self):
         popularity = np.array([[self.popularity(r, o) for o in range(N)] for r in range(2 * R)])

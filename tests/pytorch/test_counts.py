@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from small_world import GAP, LAST, N, R, make_checkpoint, make_config, make_dataset
+from small_world import GAP, LAST, N, R, make_checkpoint, make_config, make_dataset, random_arrays
 
 pytest.importorskip("torch")
 import torch
+from torch.nn.functional import cross_entropy, log_softmax
 
 from geopol_tkg.checkpoint import fill, flatten
 from geopol_tkg.convert import SUFFIXES, convert, torch_state
+from geopol_tkg.data.history import build_for
 from geopol_tkg.errors import CheckpointError, GeopolTkgError, UsageError
 from geopol_tkg.evaluation.evaluator import evaluate
 from geopol_tkg.models.registry import build_context, build_forecaster, build_model
@@ -93,7 +95,7 @@ def test_scores_are_those_of_jax(dataset, of_jax, time):
     model.load_state_dict({name: torch.tensor(array) for name, array in torch_state(WEIGHTS).items()})
     counts = counted(dataset.facts, time).of(*ALL)
     with torch.no_grad():
-        found = model(Counts(*map(torch.from_numpy, counts)))
+        found = log_softmax(model(Counts(*map(torch.from_numpy, counts))), dim=1)
     np.testing.assert_allclose(found, of_jax(time), atol=1e-5)
     np.testing.assert_allclose(found.exp().sum(1), 1, atol=1e-5)
     assert parameter_count(model) == sum(array.size for array in WEIGHTS.values())
@@ -144,7 +146,7 @@ def test_every_parameter_receives_a_gradient(dataset):
     model = build_network(CONFIG)
     model.load_state_dict({name: torch.tensor(array) for name, array in torch_state(WEIGHTS).items()})
     found = model(Counts(*map(torch.from_numpy, counted(dataset.facts, LAST + 1).of(*ALL))))
-    torch.nn.functional.nll_loss(found, torch.arange(len(found)) % N).backward()
+    cross_entropy(found, torch.arange(len(found)) % N).backward()
     for name, parameter in model.named_parameters():
         assert parameter.numel() == 0 or parameter.grad.abs().max() > 0, name
 
@@ -252,9 +254,57 @@ def test_safetensors_hold_what_the_pt_holds(checkpoint, dataset, predictor, tmp_
 @pytest.mark.parametrize("file_format", ["torch-export", "onnx"])
 def test_it_has_no_program(checkpoint, dataset, tmp_path, file_format):
     path = tmp_path / f"x{SUFFIXES[file_format]}"
-    with pytest.raises(UsageError, match="use the format pt or safetensors"):
+    with pytest.raises(UsageError, match="use pt or safetensors"):
         convert(checkpoint, dataset, None, output=path, file_format=file_format)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module", params=["regcn", "tirgn"])
+def beside(request, dataset, tmp_path_factory):
+    """A network with a counting model beside it: its conversion, and how to repeat it for another file."""
+    config = make_config(request.param, count_prior=True, half_lives=CONFIG.half_lives)
+    history = build_for(dataset, window=config.history_window)
+    own = make_checkpoint(config, dataset, random_arrays(config) | {f"counts/{k}": v for k, v in WEIGHTS.items()})
+    again = partial(convert, own, dataset, history)
+    folder = tmp_path_factory.mktemp("beside")
+    return again(output=folder / "x.pt", rank=partial(evaluate, dataset=dataset)), again
+
+
+def test_a_network_beside_it_agrees_with_jax(beside):
+    result, _ = beside
+    assert result["passed"]
+    assert result["full"]["passed"]
+    assert 0 < result["max_abs_difference"] < 1e-4
+    predictor = TKGPredictor(result["output"], device="cpu")
+    with_prior = predictor.log_probabilities(*ALL)
+    predictor.network.counts = None
+    assert np.abs(predictor.log_probabilities(*ALL) - with_prior).max() > 0.1
+    card = Path(result["card"]).read_text(encoding="utf-8")
+    assert "beside a counting model" in card
+    assert "| counts halve in | 0.5, 3 steps |" in card
+    assert "| history length | 3 snapshots |" in card
+
+
+def test_a_network_beside_it_is_updated(beside, dataset):
+    predictor, updated = (TKGPredictor(beside[0]["output"], device="cpu") for _ in range(2))
+    updated.facts = known(dataset.facts[dataset.facts[:, 3] < CUT], CUT)
+    before = updated.log_probabilities(*ALL)
+    updated.update(dataset.facts[dataset.facts[:, 3] >= CUT])
+    np.testing.assert_allclose(updated.log_probabilities(*ALL), predictor.log_probabilities(*ALL), atol=1e-5)
+    assert not np.allclose(before, updated.log_probabilities(*ALL), atol=1e-2)
+    relations = predictor.predict_relations("COUNTRY A", "COUNTRY B", top=R)
+    assert sum(row["probability"] for row in relations) == pytest.approx(1, abs=1e-5)
+
+
+def test_formats_of_a_network_beside_it(beside, tmp_path):
+    pytest.importorskip("safetensors")
+    result, again = beside
+    path = tmp_path / "x.safetensors"
+    assert again(output=path, file_format="safetensors")["passed"]
+    predictors = [TKGPredictor(name, device="cpu") for name in (path, result["output"])]
+    np.testing.assert_array_equal(*(predictor.log_probabilities(*ALL) for predictor in predictors))
+    with pytest.raises(UsageError, match="use pt or safetensors"):
+        again(output=tmp_path / "x.onnx", file_format="onnx")
 
 
 def test_damaged_facts_are_refused(result, tmp_path):

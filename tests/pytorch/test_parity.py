@@ -34,12 +34,7 @@ def sample():
     return ingest(["sample"], SAMPLE_CONFIG)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """What XLA would optimise takes longer than the tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def fresh_arrays(config):

@@ -58,7 +58,9 @@ def moved(parameters):
     return jax.tree.unflatten(structure, [leaf + rng.normal(0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves])
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 16}, {"block_size": 16}, {"batch_size": 30, "block_size": 8}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 16}, {"block_size": 16}, {"batch_size": 30, "block_size": 8}, {"train_window": 3}]
+)
 def test_every_training_query_is_asked_once_and_fits_its_shape(settings):
     plan = prepared(**settings).plan
     asked = []
@@ -67,7 +69,8 @@ def test_every_training_query_is_asked_once_and_fits_its_shape(settings):
         assert count <= plan.shapes[shape].queries
         asked += [(*query, time) for query in plan.queries[start : start + count].tolist()]
     train = DATASET.facts_of("train")
-    both = with_inverses(train[train[:, 3] > train[0, 3]], R)
+    first = train[-1, 3] - settings["train_window"] if "train_window" in settings else train[0, 3]
+    both = with_inverses(train[train[:, 3] > first], R)
     assert sorted(asked) == sorted(map(tuple, both.tolist()))
     assert len(plan.shapes) <= MAX_SHAPES
     assert all(shape.queries % shape.blocks == 0 for shape in plan.shapes)

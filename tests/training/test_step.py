@@ -43,6 +43,7 @@ def _prepare(config, *, compute_dtype=jnp.float32, remat=False, size=120, num_ti
         history_length=config.history_length,
         batch_size=settings.batch_size,
         block_size=settings.block_size,
+        train_window=settings.train_window,
         sampled=settings.num_negatives > 0,
         seed=0,
     )
@@ -73,6 +74,16 @@ def test_every_training_query_is_asked_once_and_no_step_mixes_times(batch_size):
     assert sorted(asked) == sorted(map(tuple, both.tolist()))
     if not batch_size:
         assert len(plan) == len(np.unique(both[:, 3]))
+
+
+@pytest.mark.parametrize(("train_window", "first"), [(1, 5), (2, 4), (99, 1)])
+def test_a_train_window_keeps_the_last_steps_of_train_and_their_past(train_window, first):
+    _, _, whole, _ = prepare(make_config())
+    _, _, plan, _ = prepare(make_config(), train_window=train_window)
+    kept = whole.times >= first
+    np.testing.assert_array_equal(plan.times, whole.times[kept])
+    np.testing.assert_array_equal(plan.ordinals, whole.ordinals[kept])
+    assert sorted(plan.queries.tolist()) == sorted(whole.queries[whole.starts[kept].min() :].tolist())
 
 
 def test_windows_end_before_their_queries():

@@ -135,6 +135,16 @@ def test_train_epoch(folder):
 
 
 @pytest.mark.slow
+def test_prior_cost(folder):
+    found = run("prior_cost", "--dataset", "data", "--model", "regcn", "--steps", "2", *TINY, cwd=folder)
+    assert found["ratio"]["total"] == found["with"]["total_seconds"] / found["without"]["total_seconds"]
+    pairs = zip(found["with"]["programs"], found["without"]["programs"], strict=True)
+    for beside, plain in pairs:
+        assert beside["memory"]["arguments"] > plain["memory"]["arguments"]
+        assert beside["xla_flops"] > plain["xla_flops"]
+
+
+@pytest.mark.slow
 def test_evaluate(folder):
     found = run("evaluate", "--dataset", "data", "--model", "regcn", "--repeats", "1", *TINY, cwd=folder)
     assert found["first_seconds"] > found["seconds"] > 0

@@ -22,6 +22,8 @@ from geopol_tkg.training.step import learning_rate, make_optimiser, make_trainer
 
 KEY = jax.random.key(7)
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def prepare(config, **settings):
     """Trainer, a state of one's own, plan and data; built and compiled once for the same arguments."""

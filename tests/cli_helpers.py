@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,14 +62,12 @@ def call(*args) -> Finished:
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv, dict(os.environ), signal.getsignal(signal.SIGTERM)
     sys.argv = ["geopol-tkg", *map(str, args)]
-    jax.config.update("jax_disable_most_optimizations", True)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
     except SystemExit as done:
         code = done.code
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
         sys.argv = before[0]
         os.environ.clear()
         os.environ.update(before[1])
@@ -108,10 +105,9 @@ def program(request):
 
 
 @pytest.fixture(scope="session")
-def trained(request, tmp_path_factory, program) -> Path:
+def trained(tmp_path_factory, program) -> Path:
     """A folder in which the program has ingested, indexed and trained; not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("compiled-here")))
     pq.write_table(even_events(), folder / "events.parquet")
     steps = [
         ("ingest", "events.parquet", *SETTINGS),

@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests use."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,13 @@ import pytest
 from cli_helpers import program, trained, world  # noqa: F401 - fixtures
 
 from geopol_tkg.data.events import mock_events
+
+# What XLA would optimise on a CPU takes longer than the tests; programs that tests start inherit the flag. XLA dies of
+# a flag that it does not know: it has this one in the versions named.
+if jax.__version_info__[:2] in {(0, 10), (0, 11)}:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+if jax.default_backend() == "cpu":
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +47,14 @@ def event_file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shared_programs(request: pytest.FixtureRequest) -> None:
+    """Compiled programs are kept where those that tests start keep theirs."""
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("compiled") / "geopol-tkg" / "jax"))
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)  # as theirs: with a limit, a cache keeps more files
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs() -> Iterator[None]:
     """Let a module's compiled programs go.
@@ -48,11 +64,3 @@ def few_programs() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """What XLA would optimise takes longer than the tests."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -17,6 +17,8 @@ from geopol_tkg.models.past import CountShape, past_of
 from geopol_tkg.training.plan import deal_queries, largest_count_shape, round_up, two_levels
 from geopol_tkg.training.step import FIXED, Trainer
 
+_LEAST_MEETINGS = 300_000  # that a second shape must save in each epoch, as queries in training.plan
+
 
 class CountStepShape(NamedTuple):
     """Padded sizes of an optimiser step: all its queries, in how many equal blocks, and what a block looks at."""
@@ -71,7 +73,8 @@ def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int
     )
     found = sizes.of(both[:, 0], both[:, 1], both[:, 3], with_answers=True)
     before = np.concatenate([[0], np.cumsum(found[0], dtype=np.int64)])
-    level = two_levels(np.minimum(before[starts + counts] - before[starts], config.block_size * found[0].max()))
+    meetings = np.minimum(before[starts + counts] - before[starts], config.block_size * found[0].max())
+    level = two_levels(meetings, least_saved=_LEAST_MEETINGS)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:

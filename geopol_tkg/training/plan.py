@@ -17,7 +17,8 @@ from geopol_tkg.models.graph import WindowShape, window_shape
 from geopol_tkg.models.past import CountShape, count_shape
 
 MAX_SHAPES = 2
-_LEAST_SAVING = 0.1  # of the padded queries, for which a second shape is worth its compilation
+_LEAST_SHARE = 0.1  # of what is padded that a second shape must save
+_LEAST_QUERIES = 1000  # that it must save in each epoch: ten epochs then win the seconds that its compilation takes
 _ROUND_TO = 8
 
 
@@ -158,16 +159,17 @@ def deal_queries(
     return both, *_deal(times, first, sizes, batch_size)
 
 
-def two_levels(size: np.ndarray) -> np.ndarray:
+def two_levels(size: np.ndarray, *, least_saved: int) -> np.ndarray:
     """Which of at most two padded sizes each step takes, by its size [s]; 1 is the smaller one: int64 [s].
 
-    The second is where it saves most of what is padded, if it saves enough.
+    The second is where it saves most of what is padded, if it saves enough to be worth a compilation.
     """
     bound, steps = np.unique(size, return_counts=True)
     up_to = np.cumsum(steps)
     padded = up_to * bound + (len(size) - up_to) * bound[-1]
     best = int(np.argmin(padded))
-    pays = padded[best] <= (1 - _LEAST_SAVING) * len(size) * bound[-1]
+    saved = padded[-1] - padded[best]
+    pays = saved >= max(least_saved, _LEAST_SHARE * padded[-1])
     return (size <= bound[best]).astype(int) if pays else np.zeros(len(size), int)
 
 
@@ -193,7 +195,7 @@ def choose_shapes(
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
-    level = two_levels(np.minimum(counts, block_size))
+    level = two_levels(np.minimum(counts, block_size), least_saved=_LEAST_QUERIES)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -41,8 +42,25 @@ def signal_at(monkeypatch, number, *, step, epoch=1):
     monkeypatch.setattr(TrainDisplay, "step", tell)
 
 
-def test_interrupted_inside_epochs_and_resumed_is_the_same_run(world, monkeypatch):
-    whole = call(*TRAIN, "--epochs", "3", "--json").json()
+@pytest.fixture(scope="module")
+def finished_run(trained, tmp_path_factory):
+    """A folder with a run of three epochs, and what it told; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "world"
+    shutil.copytree(trained, folder)
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder)
+        return folder, call(*TRAIN, "--epochs", "3", "--json").json()
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path, monkeypatch):
+    """What the run told; its folder's copy to work in."""
+    shutil.copytree(finished_run[0], tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    return finished_run[1]
+
+
+def test_interrupted_inside_epochs_and_resumed_is_the_same_run(finished, monkeypatch):
     arrays, metrics = [arrays_of(path) for path in (LAST, BEST)], records()
     for path in (LAST, BEST):
         path.unlink()
@@ -60,7 +78,7 @@ def test_interrupted_inside_epochs_and_resumed_is_the_same_run(world, monkeypatc
         assert_same_arrays(before, arrays_of(path))
     assert [steady(record) for record in records()] == [steady(record) for record in metrics]
     assert [event.step for event in scalars()["eval/mrr"]] == [1, 2, 3]
-    assert {**done, "total_time": 0} == {**whole, "total_time": 0}
+    assert {**done, "total_time": 0} == {**finished, "total_time": 0}
 
 
 def assert_interrupted(done, code, *, epochs):
@@ -74,15 +92,14 @@ def steady(record):
     return {name: value for name, value in record.items() if name.startswith(("train", "eval", "epoch", "model"))}
 
 
-def test_interrupted_during_validation_and_resumed(world, monkeypatch):
-    call(*TRAIN, "--epochs", "2")
+def test_interrupted_during_validation_and_resumed(finished, monkeypatch):
     before, metrics = arrays_of(LAST), records()
     told = TrainDisplay.evaluating
     with monkeypatch.context() as context:
         context.setattr(TrainDisplay, "evaluating", lambda *args: signal.raise_signal(signal.SIGTERM) or told(*args))
-        assert_interrupted(call(*TRAIN, "--epochs", "2", "--overwrite", "--json"), 143, epochs=0)
+        assert_interrupted(call(*TRAIN, "--epochs", "3", "--overwrite", "--json"), 143, epochs=0)
     assert records() == []
-    call(*TRAIN, "--epochs", "2", "--resume")
+    call(*TRAIN, "--epochs", "3", "--resume")
     assert_same_arrays(before, arrays_of(LAST))
     assert [steady(record) for record in records()] == [steady(record) for record in metrics]
 
@@ -134,9 +151,8 @@ def standing():
     return json.loads(LAST.with_suffix(".json").read_text())["resume"]
 
 
-def test_killed_inside_epochs_and_resumed_is_the_same_run(world, monkeypatch):
+def test_killed_inside_epochs_and_resumed_is_the_same_run(finished, monkeypatch):
     saving = (*TRAIN, "--epochs", "3", "--checkpoint-seconds", "1e-9")
-    call(*TRAIN, "--epochs", "3")
     before, best, metrics, losses = arrays_of(LAST), arrays_of(BEST), records(), scalars()["train/loss"]
     with monkeypatch.context() as context:
         die_at(context, step=1, epoch=1)
@@ -172,8 +188,7 @@ def test_two_runs_never_write_in_one_place(world):
     assert call(*TRAIN, "--epochs", "1").code == 0
 
 
-def test_what_is_not_finite_names_the_step_the_time_and_the_last_good_checkpoint(world):
-    call(*TRAIN, "--epochs", "1")
+def test_what_is_not_finite_names_the_step_the_time_and_the_last_good_checkpoint(finished):
     settings = ("--lr", "1e30", "--grad-clip", "0", "--json")
     failed = call(*TRAIN, "--overwrite", *settings)
     assert failed.code == 1
@@ -240,8 +255,7 @@ def test_sigterm_of_other_commands_leaves_no_temporary_files(world, program):
     assert [name for name in listing(world) if Path(name).name.startswith(".")] == []
 
 
-def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(world, monkeypatch):
-    call(*TRAIN, "--epochs", "1", "--json").json()
+def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(finished, monkeypatch):
     assert BEST.exists()
     with monkeypatch.context() as context:
         signal_at(context, signal.SIGTERM, step=2, epoch=1)
@@ -251,8 +265,7 @@ def test_an_overwritten_run_leaves_no_best_checkpoint_of_the_old_one(world, monk
     assert not BEST.with_suffix(".json").exists()
 
 
-def test_an_overwritten_run_that_is_killed_leaves_nothing_of_the_old_one_to_resume(world, monkeypatch):
-    call(*TRAIN, "--epochs", "1", "--json").json()
+def test_an_overwritten_run_that_is_killed_leaves_nothing_of_the_old_one_to_resume(finished, monkeypatch):
     old = arrays_of(LAST)
 
     def die(_display, result):
@@ -266,8 +279,7 @@ def test_an_overwritten_run_that_is_killed_leaves_nothing_of_the_old_one_to_resu
     assert not np.array_equal(arrays_of(LAST)["encoder/entity_embedding"], old["encoder/entity_embedding"])
 
 
-def test_logs_of_another_run_are_not_replaced_unasked(world):
-    call(*TRAIN, "--epochs", "1", "--json").json()
+def test_logs_of_another_run_are_not_replaced_unasked(finished):
     before = sorted(Path("runs/regcn").iterdir())
     refused = call(*TRAIN, "--epochs", "1", "--model-dir", "elsewhere")
     assert refused.code == 1
@@ -289,20 +301,19 @@ def temperature():
     return json.loads(BEST.with_suffix(".json").read_text())["temperature"]
 
 
-def test_interrupted_while_the_temperature_is_fitted_and_resumed(world, monkeypatch):
-    whole = call(*TRAIN, "--epochs", "2", "--json").json()
+def test_interrupted_while_the_temperature_is_fitted_and_resumed(finished, monkeypatch):
     wanted = temperature()
-    assert whole["temperature"] == wanted["value"]
+    assert finished["temperature"] == wanted["value"]
     with monkeypatch.context() as context:
         context.setattr(
             "geopol_tkg.evaluation.temperature.default_block_size",
             lambda _: signal.raise_signal(signal.SIGTERM) or 256,
         )
-        stopped = call(*TRAIN, "--epochs", "2", "--overwrite", "--json")
-    assert_interrupted(stopped, 143, epochs=2)
+        stopped = call(*TRAIN, "--epochs", "3", "--overwrite", "--json")
+    assert_interrupted(stopped, 143, epochs=3)
     assert temperature() is None
     assert call("eval", "models/tkg/regcn_best", "--json").json()["calibration"]["temperature"] == 1
-    again = call(*TRAIN, "--epochs", "2", "--resume", "--json").json()
-    assert ({**again, "total_time": 0}, temperature()) == ({**whole, "total_time": 0}, wanted)
-    kept = call(*TRAIN, "--epochs", "2", "--resume")
+    again = call(*TRAIN, "--epochs", "3", "--resume", "--json").json()
+    assert ({**again, "total_time": 0}, temperature()) == ({**finished, "total_time": 0}, wanted)
+    kept = call(*TRAIN, "--epochs", "3", "--resume")
     assert "temperature" not in kept.err

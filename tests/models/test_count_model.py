@@ -27,9 +27,6 @@ EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int3
 GRAPHDEF, SKELETON = nnx.split(nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def make_facts(seed=0):
     """Gaps in time, several relations at once between two, some that met themselves, and one that met many."""
     rng = np.random.default_rng(seed)

@@ -22,9 +22,6 @@ EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int3
 COUNTS = make_config("counts", half_lives=(1.0, 3.0))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def dataset():
     return make_dataset(1, size=300)

@@ -50,9 +50,6 @@ def counted(facts, time):
     return PastCounts(known(facts[facts[:, 3] < time], time), time, half_lives=CONFIG.half_lives)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def dataset():
     """Several relations between two at once, entities that met themselves, and one without any facts."""

@@ -34,9 +34,6 @@ def sample():
     return ingest(["sample"], SAMPLE_CONFIG)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def fresh_arrays(config):
     """As training begins: at full size the noise of ``random_arrays`` adds up to logits in the thousands."""
     return flatten(nnx.split(build_network(config, key=jax.random.key(0)))[1])

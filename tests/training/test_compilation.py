@@ -52,7 +52,8 @@ def empty_cache(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_a_run_compiles_few_programs_and_the_next_one_none(tmp_path, empty_cache, caplog):
+def test_a_run_compiles_few_programs_and_the_next_one_none(tmp_path, empty_cache, caplog, monkeypatch):
+    monkeypatch.setattr("geopol_tkg.training.plan._LEAST_QUERIES", 1)
     caplog.set_level(logging.DEBUG, "jax")
     run = train(tmp_path / "first")
     messages = [record.getMessage() for record in caplog.records]

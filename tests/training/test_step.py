@@ -17,12 +17,10 @@ from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError, UsageError
 from geopol_tkg.models.sampling import Sample, draw
 from geopol_tkg.training.loop import Standing, fit
-from geopol_tkg.training.plan import MAX_SHAPES, plan_steps
+from geopol_tkg.training.plan import MAX_SHAPES, plan_steps, two_levels
 from geopol_tkg.training.step import learning_rate, make_optimiser, make_trainer, put_step_data
 
 KEY = jax.random.key(7)
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def prepare(config, **settings):
@@ -86,6 +84,19 @@ def test_a_train_window_keeps_the_last_steps_of_train_and_their_past(train_windo
     np.testing.assert_array_equal(plan.times, whole.times[kept])
     np.testing.assert_array_equal(plan.ordinals, whole.ordinals[kept])
     assert sorted(plan.queries.tolist()) == sorted(whole.queries[whole.starts[kept].min() :].tolist())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least_saved", "levels"),
+    [
+        ([90, 100, 10, 8], 162, [0, 0, 1, 1]),  # saves 180, and no other bound more
+        ([90, 100, 10, 8], 181, [0, 0, 0, 0]),
+        ([100, 100, 91, 91], 1, [0, 0, 0, 0]),  # less than a tenth
+        ([7, 7], 0, [0, 0]),
+    ],
+)
+def test_a_second_shape_must_save_enough(sizes, least_saved, levels):
+    assert two_levels(np.array(sizes), least_saved=least_saved).tolist() == levels
 
 
 def test_windows_end_before_their_queries():
@@ -196,17 +207,6 @@ def test_bf16_has_the_same_loss_and_float32_parameters(model_type):
     assert all(array.dtype == np.float32 for array in parameters.values())
 
 
-def test_a_run_compiles_once_per_shape():
-    trainer, state, plan, data = prepare(make_config("regcn", num_layers=1), batch_size=6)
-    before = trainer.step._cache_size()
-    order = jnp.arange(len(plan), dtype=jnp.int32)
-    for index in range(len(plan)):
-        state = trainer.step(state, data, order, KEY, shape=plan.shapes[plan.shape_of[index]])
-    assert trainer.step._cache_size() - before == len(plan.shapes) <= MAX_SHAPES
-    assert int(state.step) == len(plan)
-    assert int(state.query_count) == plan.counts.sum()
-
-
 @pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
 def test_block_size_changes_nothing_but_rounding(model_type):
     """Dropout on: masks belong to a query's place in the step, batch norms see the whole step."""
@@ -294,9 +294,11 @@ def test_entities_that_a_step_does_not_read_do_not_evolve(model_type):
     assert larger.memory_analysis().temp_size_in_bytes < 1.1 * few.memory_analysis().temp_size_in_bytes
 
 
-def test_an_epoch_moves_its_order_and_its_metrics_between_host_and_device_and_nothing_else():
-    """What the loop moves is asked for by name; the guard would refuse all else."""
-    trainer, state, plan, data = prepare(make_config("regcn", num_layers=1), batch_size=6)
+def test_a_run_compiles_once_per_shape_and_moves_its_order_and_its_metrics_only(monkeypatch):
+    """What the loop moves between host and device is asked for by name; the guard would refuse all else."""
+    monkeypatch.setattr("geopol_tkg.training.plan._LEAST_QUERIES", 1)
+    trainer, state, plan, data = _prepare.__wrapped__(make_config("regcn", num_layers=1))
+    before = trainer.step._cache_size()
     epochs = fit(
         trainer,
         state,
@@ -311,6 +313,7 @@ def test_an_epoch_moves_its_order_and_its_metrics_between_host_and_device_and_no
     next(epochs)
     with jax.transfer_guard("disallow"):
         result = next(epochs)
+        assert trainer.step._cache_size() - before == len(plan.shapes) == MAX_SHAPES
         with pytest.raises(Exception, match="isallowed"):
             trainer.step(result.state, data, np.zeros(1, np.int32), KEY, shape=plan.shapes[0])  # the guard does guard
     assert int(result.state.step) == 2 * len(plan)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import softmax
 
-from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
+from geopol_tkg.checkpoint import Checkpoint, checkpoint_paths, load_checkpoint
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.alignment import Alignment, align
 from geopol_tkg.data.cameo_words import relation_meaning
@@ -17,6 +17,7 @@ from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, DataError
 from geopol_tkg.explain import Past
 from geopol_tkg.models.base import Forecaster, ScoreFunction
+from geopol_tkg.models.ensemble import EnsembleForecaster, Member
 from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster, uses_vocabulary
 
 
@@ -39,13 +40,18 @@ class LoadedModel:
         ids = self.alignment.entity_ids
         return (ids >= 0) & self.checkpoint.trained_entities[ids]
 
+    @property
+    def temperature(self) -> float:
+        """That the scores are read with as probabilities."""
+        return self.checkpoint.temperature_value
+
     def history(self) -> HistoryVocabulary | None:
         """What the network's history mode looks up, in the checkpoint's ids; None where the model has none."""
         if not uses_vocabulary(self.checkpoint.config):
             return None
         return load_or_build(self.alignment.known, window=self.checkpoint.config.history_window)[0]
 
-    def network_forecaster(self, *, horizon: int | None = None) -> TrainedForecaster:
+    def network_forecaster(self, *, horizon: int | None = None) -> TrainedForecaster | EnsembleForecaster:
         """The trained network, asked in the checkpoint's ids and times."""
         config = self.checkpoint.config
         return build_forecaster(
@@ -64,6 +70,28 @@ class LoadedModel:
         return AlignedForecaster(self.network_forecaster(horizon=own_horizon), self.alignment, horizon=horizon)
 
 
+@dataclass(frozen=True)
+class LoadedEnsemble(LoadedModel):
+    """Several checkpoints of one dataset, whose probabilities are averaged; the first one's ids are those of all."""
+
+    members: tuple[LoadedModel, ...]
+
+    @property
+    def known_entities(self) -> np.ndarray:
+        """Entities of the dataset that all members were trained on: bool [n]."""
+        return np.logical_and.reduce([member.known_entities for member in self.members])
+
+    @property
+    def temperature(self) -> float:
+        """Each member is read with its own; their mean needs none."""
+        return 1.0
+
+    def network_forecaster(self, *, horizon: int | None = None) -> EnsembleForecaster:
+        """All members, asked in their ids and times."""
+        members = [Member(each.network_forecaster(horizon=horizon), each.temperature) for each in self.members]
+        return EnsembleForecaster(members, name=self.name, horizon=horizon)
+
+
 class AlignedForecaster:
     """A network that answers in the ids and times of a dataset it was not trained on.
 
@@ -71,7 +99,7 @@ class AlignedForecaster:
     scores all candidates alike, since nothing is known about it.
     """
 
-    def __init__(self, network: TrainedForecaster, alignment: Alignment, *, horizon: int | None = None) -> None:
+    def __init__(self, network: Forecaster, alignment: Alignment, *, horizon: int | None = None) -> None:
         self.name = network.name
         self.horizon = horizon
         self._network = network
@@ -120,6 +148,31 @@ def load_model(stem: Path, data: Dataset | None = None) -> LoadedModel:
     return LoadedModel(checkpoint, name, alignment)
 
 
+def member_names(name: str) -> list[str]:
+    """The checkpoints that ``A+B`` names; a checkpoint with a plus in its own name is one."""
+    if checkpoint_paths(Path(name))[1].is_file() or not all(parts := name.split("+")):
+        return [name]
+    return parts
+
+
+def load_named(name: str, data: Dataset | None = None) -> LoadedModel:
+    """Load a checkpoint by its path, or the ensemble of those in ``A+B``.
+
+    Raises:
+        CheckpointError: as of :func:`load_model`; or members were trained on different datasets.
+    """
+    stems = [Path(part) for part in member_names(name)]
+    members = tuple(load_model(stem, data) for stem in stems)
+    first = members[0]
+    if len(members) == 1:
+        return first
+    for stem, member in zip(stems, members, strict=True):
+        if member.checkpoint.dataset["content_hash"] != first.checkpoint.dataset["content_hash"]:
+            raise CheckpointError(f"{stem}: trained on another dataset than {stems[0]}: they make no ensemble")
+    names = "+".join(member.name for member in members)
+    return LoadedEnsemble(first.checkpoint, names, first.alignment, members)
+
+
 def training_dataset(checkpoint: Checkpoint, stem: Path) -> Dataset:
     """The dataset that a checkpoint was trained on.
 
@@ -160,7 +213,7 @@ def predict(
 
     Returns:
         The JSON of the command; probabilities sum to one over all entities that the network knows, and are read
-        with the checkpoint's temperature.
+        with the model's temperature.
 
     Raises:
         DataError: a label or a time that the model does not know.
@@ -172,7 +225,7 @@ def predict(
     time = _time_of(at, model.alignment)
     score = model.network_forecaster().at(time)
     scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
-    probability = probabilities(scores, checkpoint.temperature_value)
+    probability = probabilities(scores, model.temperature)
     past = Past(known, subject, base, direction=direction, time=time)
     predictions = [
         {

@@ -13,9 +13,9 @@ from small_world import N, R, make_checkpoint, make_config, make_dataset, random
 from geopol_tkg.checkpoint import save_checkpoint
 from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.time_axis import TimeAxis
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import CheckpointError, DataError
 from geopol_tkg.evaluation.evaluator import evaluate
-from geopol_tkg.forecasts import load_model, look_up, predict
+from geopol_tkg.forecasts import load_model, load_named, look_up, member_names, predict
 
 DAY = 86400
 SHIFT = 3  # time indices that the other dataset begins later
@@ -127,6 +127,60 @@ def test_a_temperature_flattens_probabilities_and_keeps_their_order(stem, tmp_pa
     assert [row["object"] for row in found] == [row["object"] for row in plain]
     roots = np.sqrt([row["probability"] for row in plain])
     np.testing.assert_allclose([row["probability"] for row in found], roots / roots.sum(), rtol=1e-6)
+
+
+@pytest.fixture
+def other_member(stem):
+    """A checkpoint beside the other, of another network, read with a temperature."""
+    checkpoint = load_model(stem).checkpoint
+    config = make_config("regcn", embedding_dim=6)
+    arrays = random_arrays(config, seed=2)
+    path = stem.with_name("y")
+    save_checkpoint(path, replace(checkpoint, config=config, arrays=arrays, temperature={"value": 1.7}))
+    return path
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(stem, other_member, newer):
+    def asked(name):
+        data = relabelled(make_dataset(), extra_facts=UNKNOWN) if newer else None
+        found = predict(load_named(str(name), data), "COUNTRY A", "042", top=100)["predictions"]
+        return {row["object"]: row["probability"] for row in found}
+
+    members = [asked(stem), asked(other_member)]
+    mixed = asked(f"{stem}+{other_member}")
+    assert list(mixed) == sorted(mixed, key=mixed.get, reverse=True)
+    for label, probability in mixed.items():
+        assert probability == pytest.approx((members[0][label] + members[1][label]) / 2, abs=1e-6)
+
+
+def test_an_ensemble_is_evaluated_on_its_own_dataset_and_on_another(stem, other_member):
+    name = f"{stem}+{other_member}"
+    own = load_named(name)
+    assert own.name == "x_best+y"
+    whole = evaluate(own.forecaster(), own.dataset, temperature=own.temperature)
+    other = load_named(name, relabelled(make_dataset()))
+    np.testing.assert_allclose(sorted(evaluate(other.forecaster(), other.dataset).rank), sorted(whole.rank))
+    np.testing.assert_allclose(whole.probabilities.of_targets(), np.exp(whole.score), rtol=1e-5)
+    assert own.known_entities.all()
+
+
+def test_members_of_an_ensemble_are_of_one_dataset(stem, tmp_path):
+    checkpoint = load_model(stem).checkpoint
+    make_dataset(seed=1).save(tmp_path / "data")
+    dataset = {**checkpoint.dataset, "content_hash": "another"}
+    save_checkpoint(tmp_path / "z", replace(checkpoint, dataset=dataset))
+    with pytest.raises(CheckpointError, match="trained on another dataset than"):
+        load_named(f"{stem}+{tmp_path / 'z'}", make_dataset())
+
+
+def test_a_plus_in_a_name_is_a_plus(stem):
+    path = stem.with_name("a+b")
+    save_checkpoint(path, load_model(stem).checkpoint)
+    assert member_names(str(path)) == [str(path)]
+    assert load_named(str(path)).name == "a+b"
+    assert member_names("a+") == ["a+"]
+    assert member_names("a+b+c") == ["a", "b", "c"]
 
 
 def test_by_default_the_step_after_the_last_is_asked(stem):

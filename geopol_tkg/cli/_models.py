@@ -13,7 +13,7 @@ from geopol_tkg.cli._options import open_dataset
 from geopol_tkg.config import Protocol, SplitName
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.errors import CheckpointError, UsageError
-from geopol_tkg.forecasts import LoadedModel, horizon_of, load_model, training_dataset
+from geopol_tkg.forecasts import LoadedModel, horizon_of, load_named, member_names, training_dataset
 from geopol_tkg.models.base import Forecaster
 from geopol_tkg.models.recurrency import BASELINES, baseline, before_split, is_baseline
 
@@ -38,20 +38,20 @@ class OpenModel:
 def open_model(
     name: str, dataset: Dataset | None, *, split: SplitName, protocol: Protocol, output: Output
 ) -> OpenModel:
-    """Open a baseline by its name or a checkpoint by its path, on a dataset or the one it belongs to."""
+    """Open a baseline by its name, a checkpoint by its path or an ensemble ``A+B``, on a dataset or its own."""
     if is_baseline(name):
         dataset = open_dataset(None) if dataset is None else dataset
         horizon = _horizon(dataset, split, protocol)
         fit_on = dataset if split == "test" else before_split(dataset, split)
         return OpenModel(name, baseline(name, dataset, horizon=horizon, fit_on=fit_on), dataset)
-    _require_checkpoint(name)
-    model = load_model(Path(name), dataset)
+    _require_members(name)
+    model = load_named(name, dataset)
     return OpenModel(
         name=model.name,
         forecaster=model.forecaster(horizon=_horizon(model.dataset, split, protocol)),
         dataset=model.dataset,
         known_entities=model.known_entities,
-        temperature=model.checkpoint.temperature_value,
+        temperature=model.temperature,
         remarks={} if model.alignment.is_identity else _remarks(model, split, output),
     )
 
@@ -62,9 +62,10 @@ def shared_dataset(names: Sequence[str]) -> Dataset | None:
     Raises:
         UsageError: they were trained on different ones.
     """
-    stems = [Path(name) for name in names if not is_baseline(name)]
-    for stem in stems:
-        _require_checkpoint(str(stem))
+    named = [name for name in names if not is_baseline(name)]
+    for name in named:
+        _require_members(name)
+    stems = [Path(member) for name in named for member in member_names(name)]
     checkpoints = [load_checkpoint(stem) for stem in stems]
     hashes = [checkpoint.dataset["content_hash"] for checkpoint in checkpoints]
     for stem, found in zip(stems, hashes, strict=True):
@@ -77,6 +78,13 @@ def shared_dataset(names: Sequence[str]) -> Dataset | None:
 
 def _horizon(dataset: Dataset, split: SplitName, protocol: Protocol) -> int | None:
     return horizon_of(dataset, split) if protocol == "multi-step" else None
+
+
+def _require_members(name: str) -> None:
+    for member in (members := member_names(name)):
+        if len(members) > 1 and is_baseline(member):
+            raise UsageError(f"{name}: {member} has no probabilities; an ensemble is one of checkpoints")
+        _require_checkpoint(member)
 
 
 def _require_checkpoint(name: str) -> None:

@@ -23,7 +23,7 @@ _FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
 @app.command("compare")
 def command(
     models: Annotated[
-        list[str], typer.Argument(help="Checkpoints and baselines (recurrency, frequency), two or more.")
+        list[str], typer.Argument(help="Checkpoints, ensembles A+B and baselines (recurrency, frequency), two or more.")
     ],
     data: DataOption = None,
     split: Annotated[SplitName, typer.Option(help="Which split.")] = "test",

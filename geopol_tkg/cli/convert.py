@@ -9,6 +9,7 @@ import typer
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import PARITY_TOLERANCE
+from geopol_tkg.errors import UsageError
 
 if TYPE_CHECKING:
     from geopol_tkg.evaluation.results import Ranks
@@ -55,8 +56,10 @@ def command(
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
     from geopol_tkg.convert import SUFFIXES, convert
-    from geopol_tkg.forecasts import load_model, next_time
+    from geopol_tkg.forecasts import load_model, member_names, next_time
 
+    if len(member_names(str(stem))) > 1:
+        raise UsageError(f"{stem}: an ensemble has no file of its own; convert its members one by one")
     model = load_model(stem, None if data is None else opt.open_dataset(data))
     path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained{SUFFIXES[file_format]}"
     content = convert(

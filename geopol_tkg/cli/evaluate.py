@@ -33,8 +33,9 @@ def command(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            help="Checkpoint, or a baseline by name: recurrency (fitted on valid), "
-            "recurrency:LAMBDA,ALPHA, frequency. (default: the best checkpoint in models/tkg)",
+            help="Checkpoint; A+B for the mean of several checkpoints' probabilities; or a baseline by name: "
+            "recurrency (fitted on valid), recurrency:LAMBDA,ALPHA, frequency. "
+            "(default: the best checkpoint in models/tkg)",
             show_default=False,
         ),
     ] = None,

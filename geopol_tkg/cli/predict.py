@@ -1,6 +1,5 @@
 """``geopol-tkg predict``: ranked forecasts by label."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -18,8 +17,11 @@ def command(
     entity: Annotated[str, typer.Argument(metavar="SUBJECT", help="Entity label; the object with --object.")],
     relation: Annotated[str, typer.Argument(help="Relation label.")],
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint. (default: the best one in models/tkg)", show_default=False),
+        str | None,
+        typer.Option(
+            help="Checkpoint, or A+B for the mean of several. (default: the best one in models/tkg)",
+            show_default=False,
+        ),
     ] = None,
     data: DataOption = None,
     rank_subjects: Annotated[bool, typer.Option("--object", help="SUBJECT is the object; rank subjects.")] = False,
@@ -37,10 +39,10 @@ def command(
     """Rank who comes next: (SUBJECT, RELATION, ?) at the next time step."""
     output = Output(json=json, quiet=quiet, verbose=verbose)
     opt.choose_device(device)
-    stem = checkpoint or opt.default_checkpoint(output)
-    from geopol_tkg.forecasts import load_model, predict
+    name = checkpoint or str(opt.default_checkpoint(output))
+    from geopol_tkg.forecasts import load_named, predict
 
-    model = load_model(stem, None if data is None else opt.open_dataset(data))
+    model = load_named(name, None if data is None else opt.open_dataset(data))
     asked: Literal["object", "subject"] = "subject" if rank_subjects else "object"
     content = predict(model, entity, relation, direction=asked, at=at, top=top, explain=explain)
     query = f"(?, {relation}, {entity})" if rank_subjects else f"({entity}, {relation}, ?)"

@@ -90,7 +90,30 @@ def test_they_are_compared(here, tmp_path):
     assert mrrs[PRIOR] == pytest.approx(call("eval", PRIOR, "--json").json()["mrr"], rel=1e-6)
 
 
+def test_both_are_averaged(here, tmp_path):
+    name = f"{PRIOR}+models/tkg/regcn_best"
+    found = call("eval", name, "--json").json()
+    assert found["model"] == "counts_best+regcn_best"
+    assert found["calibration"]["temperature"] == 1
+    rows = call("compare", name, PRIOR, "--pass-threshold", "-100", "--output", tmp_path / "x.json", "--json").json()
+    assert [row["name"] for row in rows["models"]] == [name, PRIOR]
+    assert rows["models"][0]["mrr"] == found["mrr"]
+    asked = call("predict", "ENTITY 1", "042", "--checkpoint", name, "--top", "8", "--json").json()["predictions"]
+    assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
+    reported = call("report", name, PRIOR, "--output", tmp_path / "x.html", "--examples", "1", "--json").json()
+    assert [row["run"] for row in reported["models"]][:2] == [name, PRIOR]
+
+
 REFUSED = {
+    "an ensemble with a baseline": (
+        ("eval", f"{PRIOR}+recurrency"),
+        (2, f"{PRIOR}+recurrency: recurrency has no probabilities; an ensemble is one of checkpoints"),
+    ),
+    "an ensemble with nothing": (("eval", f"{PRIOR}+models/none"), (1, "models/none: no checkpoint here")),
+    "an ensemble in PyTorch": (
+        ("convert", f"{PRIOR}+models/tkg/regcn_best"),
+        (2, "an ensemble has no file of its own; convert its members one by one"),
+    ),
     "a network as prior": (
         (*BESIDE[:-1], "models/tkg/regcn_best", "--overwrite"),
         (1, "models/tkg/regcn_best: is a regcn; --count-prior wants one of --model counts"),

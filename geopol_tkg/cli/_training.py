@@ -311,7 +311,7 @@ def _report_dry_run(run: TrainingRun, output: Output) -> None:
     }
     table = new_table(*(name.replace("_", " ") for name in asdict(shapes[0])))
     for shape in shapes:
-        table.add_row(*(f"{value:,}" for value in asdict(shape).values()))
+        table.add_row(*("–" if value is None else f"{value:,}" for value in asdict(shape).values()))
     seconds = format_seconds(time.perf_counter() - started)
     there = "" if free is None else f", {as_size(free)} are free"
     lines = (f"compiled in {seconds}; a step needs {as_size(needed)}{there}",)

@@ -33,6 +33,7 @@ from geopol_tkg.models.network import parameter_count
 from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster
 from geopol_tkg.training.loop import EpochResult, NotFiniteError, Standing, StopReason, fit
 from geopol_tkg.training.memory import MemoryMeter, StepMemory, free_bytes, too_little_memory
+from geopol_tkg.training.plan import StepShape
 from geopol_tkg.training.prepare import prepare
 from geopol_tkg.training.step import TrainState, initial_state, learning_rate
 from geopol_tkg.training.trackers import TrainingLogger
@@ -253,7 +254,7 @@ class TrainingRun:
                 StepMemory(
                     steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
                     queries=shape.queries,
-                    edges=getattr(getattr(shape, "window", None), "edges", 0),
+                    edges=shape.window.edges if isinstance(shape, StepShape) else None,
                     argument_bytes=analysis.argument_size_in_bytes,
                     temporary_bytes=analysis.temp_size_in_bytes
                     + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),

@@ -74,6 +74,13 @@ def test_half_lives_are_the_users_and_other_models_options_are_told(here):
     assert "no effect on --model regcn: --half-lives" in done.err
 
 
+def test_a_step_of_counts_has_no_edges_and_no_options_of_networks(here, monkeypatch):
+    done = call(*COUNTS, "--overwrite", "--dry-run", "--json").json()
+    assert [shape["edges"] for shape in done["shapes"]] == [None]
+    monkeypatch.setattr("geopol_tkg.training.run.free_bytes", lambda _device: 1000)
+    assert call(*COUNTS, "--overwrite").error().endswith(" are free: lower --batch-size or --block-size")
+
+
 def test_a_network_with_a_prior_is_converted(here, tmp_path):
     pytest.importorskip("torch")
     done = call("convert", "models/tkg/regcn_best", "--output", tmp_path / "x.pt", "--full", "--json").json()

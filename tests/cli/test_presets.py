@@ -38,7 +38,7 @@ COMMON = {
     "precision": "f32",
 }
 OWN = {  # of no paper
-    "counts-gdelt": {"train_window": 0},
+    "counts-gdelt": {"epochs": 1, "train_window": 240, "lr": 0.003, "schedule": "cosine"},
     "counts-icews14s": {"epochs": 15, "train_window": 0, "lr": 0.003, "schedule": "cosine"},
     "counts-yago": {"epochs": 10, "train_window": 10, "lr": 0.01, "schedule": "cosine"},
 }

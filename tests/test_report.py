@@ -211,6 +211,8 @@ def test_the_training_command_has_options_that_exist(dataset):
         (["a/x_best", "b/x_best", "frequency"], ["a/x_best", "b/x_best", "frequency"]),
         (["c/a/x", "d/a/x"], ["c/a/x", "d/a/x"]),
         (["recurrency"], ["recurrency"]),
+        (["m/x_best+m/y_best", "m/x_best"], ["x_best+y_best", "x_best"]),
+        (["a/x_best+b/x_best", "a/x_best"], ["a/x_best+b/x_best", "a/x_best"]),
     ],
 )
 def test_names_tell_runs_apart(runs, names):

@@ -14,6 +14,7 @@ from geopol_tkg.config import DEFAULT_MODEL_DIR, ModelConfig, SplitName, TrainCo
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.evaluation.compare import paired_difference
 from geopol_tkg.evaluation.results import Ranks
+from geopol_tkg.forecasts import member_names
 from geopol_tkg.report.curves import Curves
 
 _PERIODS = 48  # points over test time, at most
@@ -27,7 +28,7 @@ class Model:
     Attributes:
         name: what the report calls it; run: what the user called it.
         metrics: as ``eval --json`` has them.
-        checkpoint, curves: None where there are none (baselines).
+        checkpoint, curves: None where there are none (baselines, ensembles).
         note: what a reader must know of these figures, or nothing.
     """
 
@@ -43,6 +44,11 @@ class Model:
     def calibration(self) -> dict[str, Any] | None:
         """As ``eval --json`` has it; None for baselines."""
         return self.metrics["calibration"]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it has scores only, no probabilities."""
+        return self.calibration is None
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
@@ -141,10 +147,14 @@ def eval_command(model: Model, report: Report) -> str:
 
 
 def distinct_names(runs: Sequence[str]) -> list[str]:
-    """The last parts of paths that tell them apart: ``tirgn_best``, or ``a/tirgn_best`` and ``b/tirgn_best``."""
-    parts = [Path(run).parts for run in runs]
-    for length in range(1, max(map(len, parts))):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
+    """The last parts of paths that tell them apart: ``tirgn_best``, or ``a/tirgn_best`` and ``b/tirgn_best``.
+
+    Of an ensemble ``A+B`` those of each member.
+    """
+    members = [member_names(run) for run in runs]
+    paths = {member: Path(member).parts for run in members for member in run}
+    for length in range(1, max(map(len, paths.values()))):
+        names = {member: "/".join(parts[-length:]) for member, parts in paths.items()}
+        if len(set(names.values())) == len(names):
+            return ["+".join(names[member] for member in run) for run in members]
     return list(runs)

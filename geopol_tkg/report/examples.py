@@ -25,7 +25,7 @@ def _example(report: Report, example: Example) -> str:
     ranks, row, labels = report.ranks, example.row, report.dataset.entities
     target = int(ranks.object[row])
     asked = question(report.dataset, int(ranks.subject[row]), int(ranks.relation[row]), int(ranks.time[row]))
-    are_probabilities = report.models[0].checkpoint is not None
+    are_probabilities = not report.models[0].is_baseline
     items = []
     for place, (entity, value) in enumerate(example.answers, 1):
         shown = percent(value) if are_probabilities else f"score {value:.4g}"

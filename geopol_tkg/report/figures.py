@@ -96,7 +96,7 @@ def times(report: Report) -> Iterator[str]:
     values = [over_time(model.ranks)[2].tolist() for model in report.models]
     xs = first.tolist()
     series = [
-        Series(model.name, i, list(zip(xs, found, strict=True)), dashed=model.checkpoint is None)
+        Series(model.name, i, list(zip(xs, found, strict=True)), dashed=model.is_baseline)
         for i, (model, found) in enumerate(zip(report.models, values, strict=True))
     ]
     shown = xs[:: -(-len(xs) // _TICKS)]

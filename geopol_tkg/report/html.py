@@ -13,7 +13,7 @@ def legend(models: Sequence[Model], numbers: Sequence[int] | None = None) -> str
     items = []
     for i in chosen:
         model = models[i]
-        kind = f"s{i % chart.COLOURS}" + (" dashed" if model.checkpoint is None else "")
+        kind = f"s{i % chart.COLOURS}" + (" dashed" if model.is_baseline else "")
         sample = f'<g class="{kind}"><polyline points="0,6 30,6"/>{chart.marker(i, 15, 6)}</g>'
         items.append(f'<li><svg viewBox="0 0 30 12" aria-hidden="true">{sample}</svg>{escape(model.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -85,12 +85,15 @@ def _head(report: Report) -> Iterator[str]:
 
 def _described(model: Model) -> str:
     if model.checkpoint is None:
-        return f"{model.name}, a baseline that is not trained"
+        kind = "a baseline that is not trained" if model.is_baseline else "the mean of their probabilities"
+        return f"{model.name}, {kind}"
     config = model.checkpoint.config
-    return (
-        f"{model.run}: {config.model_type}, embedding {config.embedding_dim}, {config.num_layers} layers, "
-        f"history of {config.history_length} snapshots; epoch {model.checkpoint.epoch}"
-    )
+    sizes = f"embedding {config.embedding_dim}, {config.num_layers} layers, history of {config.history_length} steps"
+    if config.model_type == "counts":
+        sizes = f"half-lives of {', '.join(f'{life:g}' for life in config.half_lives)} steps"
+    elif config.count_prior:
+        sizes += ", beside counts"
+    return f"{model.run}: {config.model_type}, {sizes}; epoch {model.checkpoint.epoch}"
 
 
 def _comparison(report: Report) -> Iterator[str]:
@@ -120,7 +123,9 @@ def _comparison(report: Report) -> Iterator[str]:
 
 def _name_cell(model: Model) -> str:
     trained = model.checkpoint
-    kind = "baseline" if trained is None else f"{trained.config.model_type}, epoch {trained.epoch}"
+    kind = "baseline" if model.is_baseline else "ensemble"
+    if trained is not None:
+        kind = f"{trained.config.model_type}, epoch {trained.epoch}"
     return f"{escape(model.name)}{small(kind)}"
 
 

@@ -109,6 +109,9 @@ def test_both_are_averaged(here, tmp_path):
     assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
     reported = call("report", name, PRIOR, "--output", tmp_path / "x.html", "--examples", "1", "--json").json()
     assert [row["run"] for row in reported["models"]][:2] == [name, PRIOR]
+    page = (tmp_path / "x.html").read_text()
+    assert "counts_best+regcn_best, the mean of their probabilities" in page
+    assert page.count("ensemble") == 1
 
 
 REFUSED = {

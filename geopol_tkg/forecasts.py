@@ -155,6 +155,11 @@ def member_names(name: str) -> list[str]:
     return parts
 
 
+def is_ensemble(name: str) -> bool:
+    """Whether a name is of several checkpoints."""
+    return len(member_names(name)) > 1
+
+
 def load_named(name: str, data: Dataset | None = None) -> LoadedModel:
     """Load a checkpoint by its path, or the ensemble of those in ``A+B``.
 

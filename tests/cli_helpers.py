@@ -119,6 +119,14 @@ def trained(tmp_path_factory, program) -> Path:
     return folder
 
 
+def run_in_copy(folder: Path, parent: Path, *commands) -> tuple[Path, list[Finished]]:
+    """A copy of a folder below another one, and what commands in it, in this process, have told."""
+    shutil.copytree(folder, parent / "world")
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(parent / "world")
+        return parent / "world", [call(*command) for command in commands]
+
+
 @pytest.fixture
 def world(trained, tmp_path, monkeypatch) -> Path:
     """A copy of the trained folder to work in; its own dataset stays where it was trained."""

@@ -81,8 +81,8 @@ def _horizon(dataset: Dataset, split: SplitName, protocol: Protocol) -> int | No
 
 
 def _require_members(name: str) -> None:
-    for member in (members := member_names(name)):
-        if len(members) > 1 and is_baseline(member):
+    for member in member_names(name):
+        if is_baseline(member):
             raise UsageError(f"{name}: {member} has no probabilities; an ensemble is one of checkpoints")
         _require_checkpoint(member)
 

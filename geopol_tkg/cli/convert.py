@@ -56,9 +56,9 @@ def command(
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
     from geopol_tkg.convert import SUFFIXES, convert
-    from geopol_tkg.forecasts import load_model, member_names, next_time
+    from geopol_tkg.forecasts import is_ensemble, load_model, next_time
 
-    if len(member_names(str(stem))) > 1:
+    if is_ensemble(str(stem)):
         raise UsageError(f"{stem}: an ensemble has no file of its own; convert its members one by one")
     model = load_model(stem, None if data is None else opt.open_dataset(data))
     path = output_path or stem.parent / f"{model.checkpoint.config.model_type}_trained{SUFFIXES[file_format]}"

@@ -106,7 +106,7 @@ def _expanded(runs: Sequence[str]) -> list[str]:
 def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, output: Output) -> "Model":
     from geopol_tkg.checkpoint import load_checkpoint
     from geopol_tkg.cli.evaluate import evaluate_named
-    from geopol_tkg.forecasts import member_names
+    from geopol_tkg.forecasts import is_ensemble
     from geopol_tkg.models.recurrency import is_baseline
     from geopol_tkg.report.content import Model
     from geopol_tkg.report.curves import read_curves
@@ -115,7 +115,7 @@ def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, outp
     ranks, metrics = evaluate_named(
         run, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
     )
-    if is_baseline(run) or len(member_names(run)) > 1:
+    if is_baseline(run) or is_ensemble(run):
         return Model(name, run, ranks, metrics)
     checkpoint = load_checkpoint(Path(run))
     return Model(

@@ -36,8 +36,8 @@ class EnsembleForecaster:
 
 
 def _score(members: list[tuple[ScoreFunction, float]], subjects: np.ndarray, relations: np.ndarray) -> Array:
-    scores, temperatures = zip(*((score(subjects, relations), value) for score, value in members), strict=True)
-    return _log_mean(scores, np.array(temperatures, np.float32))
+    scores = [score(subjects, relations) for score, _ in members]
+    return _log_mean(scores, np.array([temperature for _, temperature in members], np.float32))
 
 
 @jax.jit

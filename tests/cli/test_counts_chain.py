@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli_helpers import SMALL, call, listing
+from cli_helpers import SMALL, call, listing, run_in_copy
 from test_resume import arrays_of, assert_same_arrays, signal_at
 
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
@@ -17,11 +17,8 @@ BESIDE = ("train", "--model", "regcn", *SMALL, "--epochs", "2", "--count-prior",
 @pytest.fixture(scope="module")
 def counted(trained, tmp_path_factory):
     """A folder in which both have been trained, and what training said; not to be changed."""
-    folder = tmp_path_factory.mktemp("counted") / "world"
-    shutil.copytree(trained, folder)
-    with pytest.MonkeyPatch.context() as context:
-        context.chdir(folder)
-        return folder, [call(*args, "--overwrite", "--json") for args in (COUNTS, BESIDE)]
+    commands = ((*args, "--overwrite", "--json") for args in (COUNTS, BESIDE))
+    return run_in_copy(trained, tmp_path_factory.mktemp("counted"), *commands)
 
 
 @pytest.fixture

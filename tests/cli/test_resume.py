@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import PROGRAM, call, listing
+from cli_helpers import PROGRAM, call, listing, run_in_copy
 from filelock import FileLock
 from test_train import BEST, LAST, TRAIN, records, scalars
 
@@ -45,11 +45,8 @@ def signal_at(monkeypatch, number, *, step, epoch=1):
 @pytest.fixture(scope="module")
 def finished_run(trained, tmp_path_factory):
     """A folder with a run of three epochs, and what it told; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished") / "world"
-    shutil.copytree(trained, folder)
-    with pytest.MonkeyPatch.context() as context:
-        context.chdir(folder)
-        return folder, call(*TRAIN, "--epochs", "3", "--json").json()
+    folder, (done,) = run_in_copy(trained, tmp_path_factory.mktemp("finished"), (*TRAIN, "--epochs", "3", "--json"))
+    return folder, done.json()
 
 
 @pytest.fixture

@@ -317,6 +317,10 @@ def test_a_run_compiles_once_per_shape_and_moves_its_order_and_its_metrics_only(
         with pytest.raises(Exception, match="isallowed"):
             trainer.step(result.state, data, np.zeros(1, np.int32), KEY, shape=plan.shapes[0])  # the guard does guard
     assert int(result.state.step) == 2 * len(plan)
+    state, order = result.state, jnp.arange(len(plan), dtype=jnp.int32)
+    for shape in plan.shape_of:
+        state = trainer.step(state, data, order, KEY, shape=plan.shapes[shape])
+    assert int(state.query_count) == plan.counts.sum()
 
 
 def test_learning_rate_rises_falls_and_stays():

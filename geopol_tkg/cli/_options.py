@@ -34,6 +34,13 @@ def finite(value: float) -> float:
     return value
 
 
+def positive(value: float) -> float:
+    """Callback of options that are numbers above 0."""
+    if not finite(value) > 0:
+        raise typer.BadParameter(f"{value} is not above 0")
+    return value
+
+
 def _granularity(text: str) -> str:
     from geopol_tkg.data.time_axis import granularity_seconds
 

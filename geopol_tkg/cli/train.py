@@ -105,7 +105,7 @@ def command(
     static_weight: Annotated[float, _number("Weight of that constraint.")] = _DEFAULTS.static_weight,
     epochs: Annotated[int, _run("Most epochs.", min=1)] = _DEFAULTS.epochs,
     patience: Annotated[int, _run("Epochs without a better valid MRR before stopping.", min=1)] = (_DEFAULTS.patience),
-    lr: Annotated[float, _number("Learning rate.")] = _DEFAULTS.lr,
+    lr: Annotated[float, _run("Learning rate.", callback=opt.positive)] = _DEFAULTS.lr,
     train_window: Annotated[
         int, _run("Steps at the end of train to learn from; 0 = all. Earlier facts stay in the past.", min=0)
     ] = _DEFAULTS.train_window,

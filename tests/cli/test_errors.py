@@ -32,6 +32,7 @@ WRONG_USAGE = {
     "not a number": (("train", "--epochs", "many"), "'--epochs'"),
     "too small": (("train", "--epochs", "0"), "'--epochs'"),
     "NaN": (("train", "--lr", "nan"), "'--lr'"),
+    "no learning": (("train", "--lr", "0"), "'--lr': 0.0 is not above 0"),
     "infinite": (("train", "--max-time", "inf"), "'--max-time': inf is not a finite number"),
     "threshold": (("compare", "frequency", "frequency", "--pass-threshold", "nan"), "'--pass-threshold'"),
     "choice": (("eval", "--split", "tset"), "'--split'"),

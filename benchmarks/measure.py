@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from geopol_tkg.huge_pages import huge_pages as huge_pages_environment
+
 _PACKAGES = ("geopol-tkg", "jax", "jaxlib", "flax", "numpy", "scipy", "torch")
 _RATE_REPEATS = 10
 _UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
@@ -51,6 +53,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(terse=True),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES"),
         "python": platform.python_version(),
         **{name: found for name in _PACKAGES if (found := _version(name))},
     }
@@ -149,13 +152,18 @@ class Worker(AbstractContextManager["Worker"]):
 
     Args:
         target: ``module:Class`` of this folder.
+        huge_pages: whether the process asks for them as the commands do (``geopol_tkg.huge_pages``).
         arguments: of the class.
     """
 
-    def __init__(self, target: str, **arguments: Any) -> None:
+    def __init__(self, target: str, *, huge_pages: bool = False, **arguments: Any) -> None:
         self._target = target
         self._process = subprocess.Popen(
-            [sys.executable, __file__, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, target],
+            env=os.environ | (huge_pages_environment() if huge_pages else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._ask(arguments)
 

@@ -35,8 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = {"dataset": dataset, "folder": folder}
         with (
-            Worker("runs:DatasetSteps", settings=settings, **given) as plain,
-            Worker("runs:DatasetSteps", settings=settings | {"count_prior": True}, **given) as beside,
+            Worker("runs:DatasetSteps", huge_pages=True, settings=settings, **given) as plain,
+            Worker("runs:DatasetSteps", huge_pages=True, settings=settings | {"count_prior": True}, **given) as beside,
         ):
             content = compare(plain, beside, arguments.steps, settings["seed"])
     report("prior_cost", dataset=dataset, settings=settings, **content)

@@ -127,6 +127,7 @@ def _machine() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("machine", "cores", f"{usable} usable of {os.cpu_count()}")
     yield Finding("machine", "memory", _memory())
+    yield Finding("machine", "huge pages", _huge_pages())
 
 
 def _processor() -> str:
@@ -150,6 +151,13 @@ def _memory() -> str:
         return _size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):
         return "unknown"
+
+
+def _huge_pages() -> str:
+    """To whom the system gives them, and what this process asked for; see geopol_tkg.huge_pages."""
+    setting = next(iter(_lines("/sys/kernel/mm/transparent_hugepage/enabled")), "[none]")
+    mode, tunables = setting.partition("[")[2].partition("]")[0], os.environ.get("GLIBC_TUNABLES")
+    return f"{mode}, GLIBC_TUNABLES {'not set' if tunables is None else repr(tunables)}"
 
 
 def _devices() -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from geopol_tkg.cli import _app, main
+from geopol_tkg.cli import _app, run_app
 from geopol_tkg.data.events import mock_events
 
 PROGRAM = Path(sys.executable).with_name("geopol-tkg")
@@ -64,7 +64,7 @@ def call(*args) -> Finished:
     sys.argv = ["geopol-tkg", *map(str, args)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
+            code = run_app()
     except SystemExit as done:
         code = done.code
     finally:

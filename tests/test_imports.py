@@ -25,7 +25,8 @@ LAYERS = {  # what a part may import besides itself
     "config": set(),
     "errors": set(),
     "__init__": set(),
-    "__main__": {"cli"},
+    "__main__": {"cli", "huge_pages"},
+    "huge_pages": set(),
 }
 JAX = {"jax", "flax", "optax", "jaxlib"}
 

@@ -98,7 +98,7 @@ class Point:
             "queries": plan.shapes[number].queries,
             **program.memory(),
             "compile_seconds": program.compile_seconds,
-            "matmul_flops": program.matmul_flops,
+            "matmul_flops": self._steps.matmul_flops(index),
             **({"step_seconds": seconds[-1]} if execute else {}),
             **self._steps.memory(),
         }

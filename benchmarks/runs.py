@@ -60,13 +60,11 @@ class Program:
 
     Attributes:
         compile_seconds: to trace, lower and compile it.
-        matmul_flops: of its matrix products, padding included.
         xla_flops: of all its operations by XLA's count, which takes the body of a loop once.
     """
 
     compiled: Any
     compile_seconds: float
-    matmul_flops: int
     xla_flops: float
 
     def memory(self) -> dict[str, int]:
@@ -92,6 +90,7 @@ class Steps:
         self._data = run._data
         self._key = jax.random.key(run.config.seed)
         self._programs: dict[int, Program] = {}
+        self._flops: dict[tuple[int, int], int] = {}  # by shape and number of blocks
         self._loss = math.nan
 
     def rate(self) -> float:
@@ -109,13 +108,17 @@ class Steps:
             compiled = traced.lower().compile()
             seconds = time.perf_counter() - started
             xla_flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-            self._programs[number] = Program(compiled, seconds, matmul_flops(traced.jaxpr), xla_flops)
+            self._programs[number] = Program(compiled, seconds, xla_flops)
         return self._programs[number]
 
-    def matmul_flops_of_epoch(self) -> int:
-        """Of all steps' matrix products, padding included; compiles nothing."""
-        sizes = np.bincount(self.plan.shape_of).tolist()
-        return sum(size * matmul_flops(self._trace(number).jaxpr) for number, size in enumerate(sizes))
+    def matmul_flops(self, index: int) -> int:
+        """Of the matrix products in step ``index``, padding of its blocks included; compiles nothing."""
+        number = int(self.plan.shape_of[index])
+        shape = self.plan.shapes[number]
+        key = number, math.ceil(self.plan.counts[index] / (shape.queries // shape.blocks))
+        if key not in self._flops:
+            self._flops[key] = matmul_flops(self._trace(number).jaxpr, turns=key[1])
+        return self._flops[key]
 
     def _trace(self, number: int) -> Any:
         index = int(np.flatnonzero(self.plan.shape_of == number)[0])
@@ -181,7 +184,6 @@ class DatasetSteps(Steps):
                     "steps": int((self.plan.shape_of == number).sum()),
                     "queries": shape.queries,
                     "compile_seconds": program.compile_seconds,
-                    "matmul_flops": program.matmul_flops,
                     "xla_flops": program.xla_flops,
                     "memory": program.memory(),
                 }

@@ -8,8 +8,8 @@ in bytes:
 
 epoch_seconds       the last epoch; all_epoch_seconds holds the first one too, which compiles
 build_seconds       from the dataset directory to a run that is ready: vocabulary, plan, copies to the device
-matmul_flops        of all matrix products of an epoch in the traced programs, scans times their length, padding
-                    included
+matmul_flops        of all matrix products of an epoch in the traced programs, loops as often as they run, padding
+                    of blocks included
 matmul_rate         FLOP/s of a large float32 matrix product in this process
 fraction_of_rate    matmul_flops over epoch_seconds, over matmul_rate
 peak_rss_bytes      of this process, compilation included; peak_device_bytes besides on a GPU
@@ -49,7 +49,8 @@ def train(directory: Path, settings: dict[str, Any], epochs: int, folder: Path) 
     dataset = Dataset.load(directory)
     run = open_run(dataset, settings | {"epochs": epochs + 1, "eval_interval": epochs + 1}, folder)
     build_seconds = time.perf_counter() - started
-    flops = Steps(run).matmul_flops_of_epoch()
+    steps = Steps(run)
+    flops = sum(steps.matmul_flops(index) for index in range(len(run.plan)))
     files = run.files
     logger = TrainingLogger(files.run_dir, files.metrics, model=run.model.model_type, first_epoch=1, wandb_run=None)
     results = run.epochs(logger, should_stop=lambda: None, on_step=lambda _done: None)

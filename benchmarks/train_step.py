@@ -5,15 +5,16 @@
 
 DIR is what ``benchmarks/ingest.py`` or ``geopol-tkg ingest`` wrote. Both sides live in processes of their own and
 take turns on the same steps of the training plan, drawn at random within each shape, while the other waits; float32
-is no TF32 on a GPU. First they prove, without dropout and in float32, that they compute the same loss from the same
-weights (to 1e-4). Prints one JSON object; times in seconds, memory in bytes:
+is no TF32 on a GPU. The jitted side asks for huge pages as the commands do, the other takes what PyTorch gets by
+itself; where GLIBC_TUNABLES is set, both run with that. First they prove, without dropout and in float32, that they
+compute the same loss from the same weights (to 1e-4). Prints one JSON object; times in seconds, memory in bytes:
 
 check               losses of three successive steps on both sides, and their relative difference at the first
 ratio               eager over jitted time: of the medians, of the totals, of an epoch
 epoch_seconds       all steps of an epoch: per shape, the mean of the timed steps times the number of steps
 compile_seconds     to trace and compile all shapes
-matmul_flops        of matrix products and convolutions in counted_steps. JAX: in the traced program, a scan times
-                    its length, padding included. torch: as FlopCounterMode counts them
+matmul_flops        of matrix products and convolutions in counted_steps. JAX: in the traced program, a loop as often
+                    as it runs, padding of blocks included. torch: as FlopCounterMode counts them
 matmul_rate         FLOP/s of a large float32 matrix product with this library in this run
 fraction_of_rate    matmul_flops over the seconds of counted_steps, over matmul_rate
 matmul_time_share   of one profiled step's operation time, what operations with a matrix product take
@@ -49,7 +50,7 @@ def main() -> None:
         dataset, work = str(arguments.dataset), Path(folder)
         check = check_losses(dataset, settings, work)
         with (
-            Worker("runs:DatasetSteps", dataset=dataset, settings=settings, folder=folder) as jitted,
+            Worker("runs:DatasetSteps", huge_pages=True, dataset=dataset, settings=settings, folder=folder) as jitted,
             eager_worker(jitted, dataset, work) as eager,
         ):
             content = compare(jitted, eager, arguments.steps, settings["seed"])
@@ -70,7 +71,7 @@ def check_losses(dataset: str, settings: dict[str, Any], work: Path) -> dict[str
     """
     settings = settings | {"dropout": 0.0, "precision": "f32"}
     with (
-        Worker("runs:DatasetSteps", dataset=dataset, settings=settings, folder=str(work)) as jitted,
+        Worker("runs:DatasetSteps", huge_pages=True, dataset=dataset, settings=settings, folder=str(work)) as jitted,
         eager_worker(jitted, dataset, work) as eager,
     ):
         shape_of = np.array(jitted.call("plan_shapes"))
@@ -103,7 +104,7 @@ def compare(jitted: Worker, eager: Worker, num_steps: int, seed: int) -> dict[st
             seconds[name][step] = side.call("take", step)
         sides.reverse()
     profiled = counted[int(np.bincount(shape_of).argmax())]
-    flops = {"jax": sum(programs[shape_of[step]]["matmul_flops"] for step in counted), "torch": eager_flops}
+    flops = {"jax": sum(jitted.call("matmul_flops", step) for step in counted), "torch": eager_flops}
     results: dict[str, dict[str, Any]] = {
         name: warmup[name] | summarise(side, seconds[name], shape_of, counted, flops[name]) for name, side in sides
     }

@@ -72,8 +72,10 @@ def test_a_loop_of_unknown_length_is_not_counted_as_one(benchmark_modules):
     def program(x):
         return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ y, x)
 
+    jaxpr = jax.make_jaxpr(program)(jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="how often"):
-        matmul_flops(jax.make_jaxpr(program)(jnp.ones((2, 2))))
+        matmul_flops(jaxpr)
+    assert matmul_flops(jaxpr, turns=3) == 3 * 2 * 2 * 2 * 2
 
 
 def test_operations_with_a_product_are_found_inside_fusions(benchmark_modules):

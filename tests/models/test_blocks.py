@@ -1,0 +1,58 @@
+"""Blocks of queries against the whole at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geopol_tkg.models.blocks import map_rows, over_blocks
+
+ROWS, WIDTH = 12, 5
+RNG = np.random.default_rng(0)
+VECTORS = jnp.asarray(RNG.normal(size=(ROWS, WIDTH)))
+INDEX = jnp.asarray(RNG.integers(0, 7, ROWS), jnp.int32)
+TABLE = jnp.asarray(RNG.normal(size=(7, WIDTH)))
+KEY = jax.random.key(1)
+
+
+def score(vectors, index, table):
+    """A row-wise function of floats, integers and what it closes over, a key among it."""
+    noise = jax.random.normal(KEY, (WIDTH,))
+    return jnp.tanh(vectors * table[index] + noise).sum(axis=1), index + 1
+
+
+def loss(vectors, table, num_real, count):
+    mask = jnp.arange(ROWS) < num_real
+    values, numbers = map_rows(lambda rows: score(*rows, table), (vectors, INDEX), count, mask=mask)
+    return jnp.sum(jnp.where(mask, values**2, 0)), (values, numbers)
+
+
+@pytest.mark.parametrize("num_real", [12, 7, 4, 1])
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_values_and_gradients_are_those_of_one_block(num_real, count):
+    whole, blocked = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=3)(VECTORS, TABLE, num_real, n)
+        for n in (1, count)
+    )
+    np.testing.assert_allclose(blocked[0][0], whole[0][0], rtol=1e-6)
+    for found, wanted in zip(blocked[1], whole[1], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    real = np.arange(ROWS) < num_real
+    for found, wanted in zip(blocked[0][1], whole[0][1], strict=True):
+        np.testing.assert_allclose(found[real], wanted[real], rtol=1e-6)
+    assert blocked[0][1][1].dtype == jnp.int32
+
+
+def test_blocks_behind_the_last_row_are_not_computed():
+    vectors = VECTORS.at[6:].set(jnp.nan)
+    (value, (values, numbers)), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(vectors, TABLE, 6, 4)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert not values[6:].any()
+    assert not numbers[6:].any()
+
+
+def test_no_row_at_all_gives_zeros():
+    empty = jnp.zeros(ROWS, bool)
+    assert not over_blocks(lambda rows: jnp.sum(rows) + 1, VECTORS, 3, mask=empty).any()
+    assert over_blocks(lambda rows: jnp.sum(rows) + 1, VECTORS, 3, mask=~empty).all()

@@ -8,7 +8,7 @@ from flax import nnx
 from small_world import make_config
 
 from geopol_tkg.models.decoders import ConvTransE, Queries
-from geopol_tkg.models.layers import BatchNorm, dropout, l2_normalise, masked_moments, merged
+from geopol_tkg.models.layers import BatchNorm, GRUCell, dropout, l2_normalise, masked_moments, merged
 
 
 def test_zero_rows_stay_zero_and_pass_no_nan():
@@ -25,6 +25,31 @@ def test_dropout_keeps_the_mean_at_the_stated_rate(rate):
     assert share == pytest.approx(rate, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
     assert dropout(x, rate, None) is x
+
+
+def test_a_gru_and_its_gradient_are_those_of_its_definition():
+    x, hidden = (jax.random.normal(jax.random.key(i), (5, size)) for i, size in ((1, 3), (2, 4)))
+    structure, weights = nnx.split(GRUCell(3, 4, key=jax.random.key(0)))
+
+    def plain(x, hidden, weights):
+        cell = nnx.merge(structure, weights)
+        input_gates = x @ cell.input_weight[...] + cell.input_bias[...]
+        hidden_gates = hidden @ cell.hidden_weight[...] + cell.hidden_bias[...]
+        reset_x, update_x, new_x = jnp.split(input_gates, 3, axis=1)
+        reset_h, update_h, new_h = jnp.split(hidden_gates, 3, axis=1)
+        update = jax.nn.sigmoid(update_x + update_h)
+        return (1 - update) * jnp.tanh(new_x + jax.nn.sigmoid(reset_x + reset_h) * new_h) + update * hidden
+
+    def ours(x, hidden, weights):
+        return nnx.merge(structure, weights)(x, hidden, jnp.float32)
+
+    found, wanted = (jax.vjp(function, x, hidden, weights) for function in (ours, plain))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    gradient = jax.random.normal(jax.random.key(3), (5, 4))
+    gradients = [jax.tree.leaves(part[1](gradient)) for part in (found, wanted)]
+    assert len(gradients[0]) == 2 + 4
+    for own, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_rows_move_no_statistics():

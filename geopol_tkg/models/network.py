@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.models.blocks import map_rows
+from geopol_tkg.models.blocks import sum_over_blocks
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.decoders import ConvTransE, Inputs, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
@@ -109,7 +109,7 @@ class Network(nnx.Module):
         label_smoothing: float = 0.0,
         sample: Sample | None = None,
     ) -> Array:
-        """Negative log-likelihood of targets int32 [b] by the batch's statistics: [b].
+        """Sum of the negative log-likelihoods of targets int32 [b] over real queries, by the batch's statistics.
 
         Args:
             num_blocks: [b, c] arrays never exist for more than a block of queries.
@@ -121,11 +121,13 @@ class Network(nnx.Module):
         def block(rows: tuple[list[Array], Queries, Array]) -> Array:
             own, part, target = rows
             if sample is not None:
-                return self._sampled_nll(task, own, part, target, history, sample, dtype)
-            mixture = self._mixture(task, own, part, history, dtype)
-            return mixture_nll(mixture, target, label_smoothing=label_smoothing)
+                nll = self._sampled_nll(task, own, part, target, history, sample, dtype)
+            else:
+                mixture = self._mixture(task, own, part, history, dtype)
+                nll = mixture_nll(mixture, target, label_smoothing=label_smoothing)
+            return jnp.sum(jnp.where(part.mask, nll, 0))
 
-        return map_rows(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
+        return sum_over_blocks(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
 
     def _vectors(
         self, task: Task, queries: Queries, *, key: Array | None, dtype: DTypeLike, num_blocks: int

@@ -12,7 +12,7 @@ from jax import Array
 
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
-from geopol_tkg.models.blocks import map_rows
+from geopol_tkg.models.blocks import sum_over_blocks
 from geopol_tkg.models.past import CountShape, past_of
 from geopol_tkg.training.plan import deal_queries, largest_count_shape, round_up, two_levels
 from geopol_tkg.training.step import FIXED, Trainer
@@ -102,11 +102,12 @@ class CountTrainer(Trainer):
         subject, relation, object_ = data.queries[jnp.where(mask, data.starts[index] + position, 0)].T
         subject = jnp.where(mask, subject, model.config.num_entities)
 
-        def block(rows: tuple[Array, Array, Array]) -> Array:
-            return model.nll(past, *rows, shape.block, filtered=True)
+        def block(rows: tuple[Array, Array, Array, Array]) -> Array:
+            *queries, real = rows
+            return jnp.sum(jnp.where(real, model.nll(past, *queries, shape.block, filtered=True), 0))
 
-        loss = map_rows(block, (subject, relation, object_), shape.blocks, mask=mask)
-        return jnp.sum(jnp.where(mask, loss, 0)) / count, (count, nnx.state(model, FIXED))
+        loss = sum_over_blocks(block, (subject, relation, object_, mask), shape.blocks, mask=mask)
+        return loss / count, (count, nnx.state(model, FIXED))
 
 
 def put_count_data(plan: CountPlan, tables: CountTables) -> CountStepData:

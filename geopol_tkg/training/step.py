@@ -159,9 +159,8 @@ class NetworkTrainer(Trainer):
             key=relation_key,
             **options,
         )
-        loss = config.task_weight * entity + (1 - config.task_weight) * relations
         count = data.counts[index]
-        mean = jnp.sum(jnp.where(mask, loss, 0)) / count
+        mean = (config.task_weight * entity + (1 - config.task_weight) * relations) / count
         return mean + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geopol_tkg.models.blocks import map_rows, over_blocks
+from geopol_tkg.models.blocks import map_rows, over_blocks, sum_over_blocks
 
 ROWS, WIDTH = 12, 5
 RNG = np.random.default_rng(0)
@@ -56,3 +56,23 @@ def test_no_row_at_all_gives_zeros():
     empty = jnp.zeros(ROWS, bool)
     assert not over_blocks(lambda rows: jnp.sum(rows) + 1, VECTORS, 3, mask=empty).any()
     assert over_blocks(lambda rows: jnp.sum(rows) + 1, VECTORS, 3, mask=~empty).all()
+
+
+@pytest.mark.parametrize("num_real", [12, 7, 0])
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_a_sum_and_its_gradients_are_those_of_its_parts(num_real, count):
+    mask = jnp.arange(ROWS) < num_real
+
+    def summed(vectors, table):
+        def block(rows):
+            own, index, real = rows
+            return jnp.sum(jnp.where(real, score(own, index, table)[0] ** 2, 0))
+
+        return 3 * sum_over_blocks(block, (vectors, INDEX, mask), count, mask=mask)
+
+    value = jax.jit(summed)(VECTORS, TABLE)
+    again, gradients = jax.jit(jax.value_and_grad(summed, argnums=(0, 1)))(VECTORS, TABLE)
+    (whole, _), wanted = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(VECTORS, TABLE, num_real, 1)
+    np.testing.assert_allclose([value, again], 3 * whole, rtol=1e-6)
+    for found, plain in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(found, 3 * plain, rtol=1e-5, atol=1e-6)

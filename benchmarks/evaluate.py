@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or train(arguments, Path(folder))
         names = {"dataset": str(arguments.dataset), "checkpoint": str(checkpoint), "split": arguments.split}
-        with Worker("evaluate:Evaluation", **names) as worker:
+        with Worker("evaluate:Evaluation", huge_pages=True, **names) as worker:
             content = worker.call("measure", arguments.repeats)
         cache = str(Path(folder) / "cache")
         command = ["eval", checkpoint, "--data", arguments.dataset, "--split", arguments.split]

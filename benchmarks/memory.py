@@ -48,7 +48,7 @@ def main() -> None:
     for sizes in around_base(
         facts=arguments.facts, entities=arguments.entities, history_length=arguments.history_lengths
     ):
-        with Worker("memory:Point", settings=settings, **sizes) as worker:
+        with Worker("memory:Point", huge_pages=True, settings=settings, **sizes) as worker:
             points.append(sizes | worker.call("measure", arguments.execute))
     report("memory", settings=settings, points=points)
 

@@ -20,7 +20,7 @@ from measure import add_machine_options, choose_machine, report, run_python
 # The real command; its display of the first step waits for all that the device has to do, then ends the process.
 _UNTIL_FIRST_STEP = """
 import os, sys
-from geopol_tkg.cli import _progress, main
+from geopol_tkg.cli import _progress, run_app
 
 def end(display, done):
     import jax
@@ -30,7 +30,7 @@ def end(display, done):
 
 _progress.TrainDisplay.step = end
 sys.argv[0] = "geopol-tkg"
-main()
+sys.exit(run_app())
 """
 
 

@@ -4,7 +4,7 @@
     python benchmarks/train_epoch.py --dataset DIR --model tirgn --epochs 2
 
 DIR is what ``benchmarks/ingest.py`` or ``geopol-tkg ingest`` wrote. Prints one JSON object; times in seconds, memory
-in bytes:
+in bytes. Huge pages are asked for where GLIBC_TUNABLES=glibc.malloc.hugetlb=1 is set, as the commands do by themselves.
 
 epoch_seconds       the last epoch; all_epoch_seconds holds the first one too, which compiles
 build_seconds       from the dataset directory to a run that is ready: vocabulary, plan, copies to the device

@@ -113,7 +113,7 @@ def command(
         int, _run("Queries per optimiser step, of one timestamp; 0 = all of a timestamp.", min=0)
     ] = _DEFAULTS.batch_size,
     block_size: Annotated[
-        int, _run("Queries of a step scored at once; more are recomputed block by block.", min=1)
+        int, _run("Queries of a step scored at once; more are worked through block by block.", min=1)
     ] = _DEFAULTS.block_size,
     num_negatives: Annotated[
         int, _run("Entities that a step's softmax is estimated from; 0 = all, exactly.", min=0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -42,33 +43,43 @@ def sum_over_blocks(function: Callable[[Any], Array], rows: Any, count: int, *, 
 
 
 class _Work(NamedTuple):
-    """What a loop over blocks reads; of gradients, what they are of."""
+    """What a loop over blocks reads, all that the function closes over among it; of gradients, what they are of."""
 
     num_used: Array | None  # int32, blocks up to the last one with a real row
     floats: list[Array]  # [count, ...], rows
     others: list[Array] | None  # [count, ...], rows without a gradient
     constants: list[Array]  # the same for all blocks
+    fixed: list[Array] | None  # the same for all blocks, without a gradient
 
 
-_Function = Callable[[list[Array], list[Array], list[Array]], Any]  # of a block's floats and others, and constants
+_Function = Callable[..., Any]  # of a block's floats and others, constants, and what is fixed
 
 
 def _divided(function: Callable[[Any], Any], rows: Any, count: int, mask: Array) -> tuple[_Function, _Work]:
     blocks = jax.tree.map(lambda array: array.reshape(count, -1, *array.shape[1:]), rows)
     is_used = jnp.any(mask.reshape(count, -1), axis=1)
     num_used = jnp.max(jnp.where(is_used, jnp.arange(1, count + 1), 0))
-    converted, constants = jax.closure_convert(function, _block(blocks, 0))
-    leaves, structure = jax.tree.flatten(blocks)
-    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(_block(blocks, 0))
+    program, leaves, closed_over = traced.jaxpr, jax.tree.leaves(blocks), traced.consts
+    own_kinds, kinds = ([jnp.issubdtype(x.dtype, jnp.floating) for x in arrays] for arrays in (leaves, closed_over))
 
-    def of_block(floats: list[Array], others: list[Array], constants: list[Array]) -> Any:
-        parts = {True: iter(floats), False: iter(others)}
-        return converted(jax.tree.unflatten(structure, [next(parts[kind]) for kind in is_float]), *constants)
+    def of_block(floats: list[Array], others: list[Array], constants: list[Array], fixed: list[Array]) -> Any:
+        results = jax.core.eval_jaxpr(program, _joined(kinds, constants, fixed), *_joined(own_kinds, floats, others))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    floats, others = (
-        [leaf for leaf, kind in zip(leaves, is_float, strict=True) if kind == wanted] for wanted in (True, False)
-    )
-    return of_block, _Work(num_used, floats, others, constants)
+    return of_block, _Work(num_used, *_parted(own_kinds, leaves), *_parted(kinds, closed_over))
+
+
+def _parted(kinds: list[bool], arrays: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Those with a gradient, and the others."""
+    wanted, others = (list(compress(arrays, [kind == own for own in kinds])) for kind in (True, False))
+    return wanted, others
+
+
+def _joined(kinds: list[bool], floats: list[Array], others: list[Array]) -> list[Array]:
+    """What was parted, in its order."""
+    parts = {True: iter(floats), False: iter(others)}
+    return [next(parts[kind]) for kind in kinds]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,8 +99,8 @@ def _loop_forward(function: _Function, work: _Work) -> tuple[Any, _Work]:
 
 def _loop_backward(function: _Function, work: _Work, gradients: Any) -> tuple[_Work]:
     def turn(i: Array, sums: _Work) -> _Work:
-        floats, others, constants = _arguments(work, i)
-        pull = jax.vjp(lambda floats, constants: function(floats, others, constants), floats, constants)[1]
+        floats, others, constants, fixed = _arguments(work, i)
+        pull = jax.vjp(lambda floats, constants: function(floats, others, constants, fixed), floats, constants)[1]
         return _added(sums, i, pull(_block(gradients, i)))
 
     return (jax.lax.fori_loop(0, work.num_used, turn, _no_gradients(work)),)
@@ -118,25 +129,27 @@ def _total_forward(function: _Function, work: _Work) -> tuple[Array, _Work]:
 
 def _total_backward(function: _Function, gradients: _Work, gradient: Array) -> tuple[_Work]:
     del function
-    return (jax.tree.map(lambda array: gradient * array, gradients),)
+    return (jax.tree.map(lambda array: (gradient * array).astype(array.dtype), gradients),)
 
 
 _total.defvjp(_total_forward, _total_backward)
 
 
-def _arguments(work: _Work, i: Array | int) -> tuple[list[Array], list[Array], list[Array]]:
+def _arguments(work: _Work, i: Array | int) -> tuple[Any, ...]:
     """Of the function, for block ``i``."""
-    return _block(work.floats, i), _block(work.others, i), work.constants
+    return _block(work.floats, i), _block(work.others, i), work.constants, work.fixed
 
 
 def _no_gradients(work: _Work) -> _Work:
-    return _Work(None, *(jax.tree.map(jnp.zeros_like, part) for part in (work.floats, None, work.constants)))
+    floats, constants = jax.tree.map(jnp.zeros_like, (work.floats, work.constants))
+    return _Work(None, floats, None, constants, None)
 
 
 def _added(sums: _Work, i: Array, found: tuple[list[Array], list[Array]]) -> _Work:
     """Gradients with those of block ``i``."""
     floats, constants = found
-    return _Work(None, _with_block(sums.floats, i, floats), None, jax.tree.map(jnp.add, sums.constants, constants))
+    constants = jax.tree.map(jnp.add, sums.constants, constants)
+    return sums._replace(floats=_with_block(sums.floats, i, floats), constants=constants)
 
 
 def _block(blocks: Any, i: Array | int) -> Any:

@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 VECTORS = jnp.asarray(RNG.normal(size=(ROWS, WIDTH)))
 INDEX = jnp.asarray(RNG.integers(0, 7, ROWS), jnp.int32)
 TABLE = jnp.asarray(RNG.normal(size=(7, WIDTH)))
+ROW = jnp.arange(ROWS)
 KEY = jax.random.key(1)
 
 
@@ -76,3 +77,36 @@ def test_a_sum_and_its_gradients_are_those_of_its_parts(num_real, count):
     np.testing.assert_allclose([value, again], 3 * whole, rtol=1e-6)
     for found, plain in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(found, 3 * plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sum_looks_at_no_block_behind_the_last_row():
+    def summed(vectors, table):
+        return sum_over_blocks(lambda rows: jnp.sum(rows[0] * table[rows[1]]), (vectors, INDEX), 4, mask=ROW < 6)
+
+    value, gradients = jax.value_and_grad(summed, argnums=(0, 1))(VECTORS.at[6:].set(jnp.nan), TABLE)
+    np.testing.assert_allclose(value, jnp.sum(VECTORS[:6] * TABLE[INDEX[:6]]), rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], jnp.where(ROW[:, None] < 6, TABLE[INDEX], 0), rtol=1e-6)
+    assert np.isfinite(gradients[1]).all()
+
+
+@pytest.mark.parametrize("over", [map_rows, sum_over_blocks])
+@pytest.mark.parametrize("wrapped", [jax.jit, jax.checkpoint])
+def test_numbers_without_a_gradient_may_be_closed_over_inside_a_transformed_function(over, wrapped):
+    def summed(count):
+        def total(vectors, index, key):
+            def block(rows):
+                own, place = rows
+                noise = jax.random.normal(key, own.shape)
+                return jnp.sum(own[:, None] * TABLE[index] * noise[:, :1, None] + place[:, None, None])
+
+            rows = (vectors, ROW)
+            if over is map_rows:
+                return jnp.sum(over(lambda part: jnp.full(len(part[1]), block(part)), rows, count, mask=ROW >= 0))
+            return over(block, rows, count, mask=ROW >= 0)
+
+        return jax.grad(wrapped(total))
+
+    with jax.checking_leaks():
+        found = summed(3)(VECTORS, INDEX, KEY)
+    assert np.isfinite(found).all()
+    assert found.any()

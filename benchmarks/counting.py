@@ -18,23 +18,23 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(")
 _CALLED = re.compile(r"calls=%?([\w.-]+)")
 
 
-def matmul_flops(program: ClosedJaxpr | Jaxpr, *, turns: int | None = None) -> int:
+def matmul_flops(program: ClosedJaxpr | Jaxpr, *, trip_count: int | None = None) -> int:
     """Multiplications and additions of all matrix products and convolutions of a traced program.
 
     XLA's own count takes the body of a loop once and a library call for nothing; here a scan counts as
     often as it runs, and a branch as its larger side.
 
     Args:
-        turns: of each loop whose number of turns the program finds out when it runs.
+        trip_count: of each loop whose length the program finds out when it runs.
 
     Raises:
-        ValueError: a product stands in such a loop and ``turns`` is not given.
+        ValueError: a product stands in such a loop and ``trip_count`` is not given.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return sum(_equation_flops(equation, turns) for equation in jaxpr.eqns)
+    return sum(_equation_flops(equation, trip_count) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation: Any, turns: int | None) -> int:
+def _equation_flops(equation: Any, trip_count: int | None) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
@@ -43,13 +43,13 @@ def _equation_flops(equation: Any, turns: int | None) -> int:
     if name == "conv_general_dilated":
         kernel, numbers = equation.invars[1].aval, parameters["dimension_numbers"]
         return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
-    inside = [matmul_flops(part, turns=turns) for part in _parts(parameters)]
+    inside = [matmul_flops(part, trip_count=trip_count) for part in _parts(parameters)]
     if name == "cond":
         return max(inside)
     if name == "while" and any(inside):
-        if turns is None:
+        if trip_count is None:
             raise ValueError("a matrix product in a while loop: how often it runs is not known")
-        return sum(inside) * turns
+        return sum(inside) * trip_count
     return sum(inside) * parameters.get("length", 1) if name == "scan" else sum(inside)
 
 

@@ -117,7 +117,7 @@ class Steps:
         shape = self.plan.shapes[number]
         key = number, math.ceil(self.plan.counts[index] / (shape.queries // shape.blocks))
         if key not in self._flops:
-            self._flops[key] = matmul_flops(self._trace(number).jaxpr, turns=key[1])
+            self._flops[key] = matmul_flops(self._trace(number).jaxpr, trip_count=key[1])
         return self._flops[key]
 
     def _trace(self, number: int) -> Any:

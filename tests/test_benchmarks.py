@@ -75,7 +75,7 @@ def test_a_loop_of_unknown_length_is_not_counted_as_one(benchmark_modules):
     jaxpr = jax.make_jaxpr(program)(jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="how often"):
         matmul_flops(jaxpr)
-    assert matmul_flops(jaxpr, turns=3) == 3 * 2 * 2 * 2 * 2
+    assert matmul_flops(jaxpr, trip_count=3) == 3 * 2 * 2 * 2 * 2
 
 
 def test_operations_with_a_product_are_found_inside_fusions(benchmark_modules):

@@ -98,12 +98,12 @@ def _loop_forward(function: _Function, work: _Work) -> tuple[Any, _Work]:
 
 
 def _loop_backward(function: _Function, work: _Work, gradients: Any) -> tuple[_Work]:
-    def turn(i: Array, sums: _Work) -> _Work:
+    def body(i: Array, sums: _Work) -> _Work:
         floats, others, constants, fixed = _arguments(work, i)
         pull = jax.vjp(lambda floats, constants: function(floats, others, constants, fixed), floats, constants)[1]
         return _added(sums, i, pull(_block(gradients, i)))
 
-    return (jax.lax.fori_loop(0, work.num_used, turn, _no_gradients(work)),)
+    return (jax.lax.fori_loop(0, work.num_used, body, _no_gradients(work)),)
 
 
 _loop.defvjp(_loop_forward, _loop_backward)
@@ -119,12 +119,12 @@ def _total(function: _Function, work: _Work) -> Array:
 def _total_forward(function: _Function, work: _Work) -> tuple[Array, _Work]:
     shape = jax.eval_shape(lambda: function(*_arguments(work, 0)))
 
-    def turn(i: Array, sums: tuple[Array, _Work]) -> tuple[Array, _Work]:
+    def body(i: Array, sums: tuple[Array, _Work]) -> tuple[Array, _Work]:
         total, gradients = sums
         value, found = jax.value_and_grad(function, argnums=(0, 2))(*_arguments(work, i))
         return total + value, _added(gradients, i, found)
 
-    return jax.lax.fori_loop(0, work.num_used, turn, (jnp.zeros(shape.shape, shape.dtype), _no_gradients(work)))
+    return jax.lax.fori_loop(0, work.num_used, body, (jnp.zeros(shape.shape, shape.dtype), _no_gradients(work)))
 
 
 def _total_backward(function: _Function, gradients: _Work, gradient: Array) -> tuple[_Work]:

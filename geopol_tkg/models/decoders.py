@@ -14,6 +14,7 @@ from geopol_tkg.models.layers import (
     BatchNorm,
     DTypeLike,
     Moments,
+    add_bias,
     dot,
     dropout,
     masked_moments,
@@ -91,7 +92,7 @@ class ConvTransE(nnx.Module):
         )
 
         def hidden(part: Queries) -> Array:
-            x = dot(patches(part), kernel * factor, dtype, dtype) + (bias * factor + offset).astype(dtype)
+            x = add_bias(dot(patches(part), kernel * factor, dtype, dtype), bias * factor + offset)
             x = dropout(jax.nn.relu(x), self.rate, feature_key, part.row)
             weight = self.linear_weight[...].reshape(-1, self.linear_weight.shape[-1])
             x = dot(x.reshape(len(x), -1), weight, dtype) + self.linear_bias[...]

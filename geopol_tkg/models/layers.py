@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 LEAKY_SLOPE = 11 / 48  # mean of rrelu(1/8, 1/3)
 NORM_MOMENTUM = 0.1
@@ -40,13 +41,11 @@ def dot(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike = Non
     The result is widened unless ``result_dtype`` says otherwise. The backward pass computes its two
     products in ``dtype`` as well, and keeps operands in ``dtype``.
     """
-    result_dtype = widened(dtype) if result_dtype is None else result_dtype
-    return jnp.matmul(x.astype(dtype), weight.astype(dtype), preferred_element_type=result_dtype)
+    return _product(x.astype(dtype), weight.astype(dtype), widened(dtype) if result_dtype is None else result_dtype)
 
 
 def _dot_forward(x: Array, weight: Array, dtype: DTypeLike, result_dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
-    types = (jnp.zeros(0, x.dtype), jnp.zeros(0, weight.dtype))
-    return dot(x, weight, dtype, result_dtype), (x.astype(dtype), weight.astype(dtype), *types)
+    return dot(x, weight, dtype, result_dtype), _saved(x, weight, dtype)
 
 
 def _dot_backward(
@@ -55,12 +54,73 @@ def _dot_backward(
     del result_dtype
     x, weight, x_type, weight_type = saved
     gradient = gradient.astype(dtype)
-    to_x = jnp.matmul(gradient, weight.T, preferred_element_type=x_type.dtype)
+    to_x = _product(gradient, weight.T, x_type.dtype)
     rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return to_x, jnp.matmul(rows.T, gradients, preferred_element_type=weight_type.dtype)
+    return to_x, _product(rows.T, gradients, weight_type.dtype)
 
 
 dot.defvjp(_dot_forward, _dot_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def inner(x: Array, rows: Array, dtype: DTypeLike) -> Array:
+    """Inner products [b, c] of [b, i] and [c, i], as :func:`dot` computes them."""
+    return _product(x.astype(dtype), rows.astype(dtype).T, widened(dtype))
+
+
+def _inner_forward(x: Array, rows: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
+    return inner(x, rows, dtype), _saved(x, rows, dtype)
+
+
+def _inner_backward(dtype: DTypeLike, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    x, rows, x_type, rows_type = saved
+    gradient = gradient.astype(dtype)
+    return _product(gradient, rows, x_type.dtype), _product(gradient.T, x, rows_type.dtype)
+
+
+inner.defvjp(_inner_forward, _inner_backward)
+
+
+def _saved(x: Array, y: Array, dtype: DTypeLike) -> tuple[Array, ...]:
+    """Both operands in ``dtype``, and an empty array of each one's own type."""
+    return x.astype(dtype), y.astype(dtype), jnp.zeros(0, x.dtype), jnp.zeros(0, y.dtype)
+
+
+def _product(x: Array, y: Array, result_dtype: DTypeLike) -> Array:
+    """``x @ y`` of [..., i] and [i, o].
+
+    XLA multiplies bfloat16 by a CPU's own instructions only where neither operand is read transposed
+    and the result is float32; everywhere else it widens the operands first.
+    """
+    plain = partial(jnp.matmul, preferred_element_type=result_dtype)
+    if x.dtype != jnp.bfloat16:
+        return plain(x, y)
+
+    def row_major(x: Array, y: Array) -> Array:
+        rows, y = (with_layout_constraint(array, Layout((0, 1))) for array in (x.reshape(-1, x.shape[-1]), y))
+        result = jnp.matmul(rows, y, preferred_element_type=jnp.float32)
+        return result.reshape(*x.shape[:-1], y.shape[-1]).astype(result_dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=row_major, default=plain)
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """``x + bias`` [..., c] in the type of ``x``; the gradient of a float32 bias [c] is summed in float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(saved: None, gradient: Array) -> tuple[Array, Array]:
+    del saved
+    axes = tuple(range(gradient.ndim - 1))
+    return gradient, jnp.sum(gradient, axes, dtype=widened(gradient.dtype))
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def dropout(x: Array, rate: float, key: Array | None, rows: Array | None = None) -> Array:

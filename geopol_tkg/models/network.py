@@ -13,7 +13,7 @@ from geopol_tkg.models.blocks import sum_over_blocks
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.decoders import ConvTransE, Inputs, Queries
 from geopol_tkg.models.evolution import EvolutionEncoder, Evolved
-from geopol_tkg.models.layers import DTypeLike, dot, split_key
+from geopol_tkg.models.layers import DTypeLike, inner, split_key
 from geopol_tkg.models.past import CountShape, Past
 from geopol_tkg.models.sampling import Entries, Sample, entries_of
 
@@ -141,7 +141,7 @@ class Network(nnx.Module):
     def _mixture(
         self, task: Task, vectors: list[Array], queries: Queries, history: History, dtype: DTypeLike
     ) -> list[Component]:
-        logits = [dot(vector, task.candidates.T, dtype) for vector in vectors]
+        logits = [inner(vector, task.candidates, dtype) for vector in vectors]
         size = len(task.candidates)
         seen = None
         if self.uses_history:
@@ -167,7 +167,7 @@ class Network(nnx.Module):
             jnp.concatenate(
                 [
                     jnp.sum(vector * task.candidates[targets], axis=1, keepdims=True),
-                    sample.corrected(dot(vector, task.candidates[sample.rows].T, dtype), targets),
+                    sample.corrected(inner(vector, task.candidates[sample.rows], dtype), targets),
                 ],
                 axis=1,
             )

@@ -63,7 +63,7 @@ class GraphConvolution(nn.Module):
         subject, relation, object_ = edges.unbind(1)
         messages = self.message(self.combine(x[subject], relations[relation]))
         degree = torch.bincount(object_, minlength=len(x)).unsqueeze(1)
-        mean = torch.zeros_like(x).index_add(0, object_, messages) / degree.clamp(min=1)
+        mean = torch.zeros_like(x).index_add(0, object_, messages.to(x.dtype)) / degree.clamp(min=1)
         own = torch.where(degree > 0, self.loop(x), self.isolated(x))
         return leaky_relu(mean + own, LEAKY_SLOPE)
 

@@ -8,7 +8,17 @@ from flax import nnx
 from small_world import make_config
 
 from geopol_tkg.models.decoders import ConvTransE, Queries
-from geopol_tkg.models.layers import BatchNorm, GRUCell, dropout, l2_normalise, masked_moments, merged
+from geopol_tkg.models.layers import (
+    BatchNorm,
+    GRUCell,
+    add_bias,
+    dot,
+    dropout,
+    inner,
+    l2_normalise,
+    masked_moments,
+    merged,
+)
 
 
 def test_zero_rows_stay_zero_and_pass_no_nan():
@@ -25,6 +35,47 @@ def test_dropout_keeps_the_mean_at_the_stated_rate(rate):
     assert share == pytest.approx(rate, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
     assert dropout(x, rate, None) is x
+
+
+def rounded(x):
+    """In bfloat16, as exact float64."""
+    return np.asarray(x.astype(jnp.bfloat16), np.float64)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 7, 2), (5, 1, 3), (3, 8, 1), (66, 200, 31)], ids=str)
+def test_bf16_products_round_their_operands_and_sum_in_float32(sizes):
+    count, size, width = sizes
+    x, gradient, weight = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(count, 2, size), (count, 2, width), (size, width)])
+    )
+
+    @jax.jit
+    def with_gradients(x, weight, gradient):
+        product, pullback = jax.vjp(lambda x, weight: dot(x, weight, jnp.bfloat16), x, weight)
+        inners, inner_pullback = jax.vjp(lambda x, rows: inner(x[:, 0], rows, jnp.bfloat16), x, weight.T)
+        return product, *pullback(gradient), inners, *inner_pullback(gradient[:, 0])
+
+    exact_x, exact_weight, exact_gradient = rounded(x), rounded(weight), rounded(gradient)
+    to_first = np.zeros_like(exact_x)
+    to_first[:, 0] = exact_gradient[:, 0] @ exact_weight.T
+    wanted = (
+        exact_x @ exact_weight,
+        exact_gradient @ exact_weight.T,
+        np.einsum("bji,bjo->io", exact_x, exact_gradient),
+        exact_x[:, 0] @ exact_weight,
+        to_first,
+        exact_gradient[:, 0].T @ exact_x[:, 0],
+    )
+    for found, exact in zip(with_gradients(x, weight, gradient), wanted, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_of_bf16_rows_has_a_gradient_summed_in_float32():
+    x, bias = jnp.zeros((300, 4, 2), jnp.bfloat16), jnp.ones(2)
+    sums, gradient = jax.value_and_grad(lambda bias: add_bias(x, bias).astype(jnp.float32).sum())(bias)
+    assert (float(sums), gradient.tolist(), gradient.dtype) == (2400, [1200, 1200], jnp.float32)
 
 
 def test_a_gru_and_its_gradient_are_those_of_its_definition():

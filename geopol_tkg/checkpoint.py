@@ -152,7 +152,7 @@ def save_checkpoint(stem: Path, checkpoint: Checkpoint) -> None:
     arrays = {"trained_entities": checkpoint.trained_entities, **checkpoint.arrays}
     arrays |= {f"optimiser/{name}": array for name, array in checkpoint.optimiser.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     content = buffer.getbuffer()
     with replace_file(_waiting(npz_path)) as file:
         file.write(content)

@@ -261,7 +261,7 @@ def _tensors(value: Any) -> Any:
 
 def _require_torch() -> None:
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - the check needs it
     except ImportError as error:
         raise GeopolTkgError("convert needs torch: pip install 'geopol-tkg[torch]'") from error
 

@@ -1,6 +1,6 @@
 """The command line. One file per command; each body imports what it needs, so --help is instant."""
 
-from geopol_tkg.cli import (  # noqa: F401
+from geopol_tkg.cli import (  # noqa: F401 - their import registers them
     compare,
     convert,
     doctor,

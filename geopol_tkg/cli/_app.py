@@ -57,7 +57,7 @@ class Output:
     def note(self, text: str) -> None:
         """A log line."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(text, file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
         """A log line for --verbose."""
@@ -70,7 +70,7 @@ class Output:
             return
         if self.json:
             unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-            print(json.dumps(content, allow_nan=False, ensure_ascii=not unicode), flush=True)  # noqa: T201
+            print(json.dumps(content, allow_nan=False, ensure_ascii=not unicode), flush=True)
             return
         from rich.console import Console
 
@@ -78,7 +78,7 @@ class Output:
         with console.capture() as captured:
             console.print(table)
         rows = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
-        print(title, *rows, *lines, sep="\n", flush=True)  # noqa: T201
+        print(title, *rows, *lines, sep="\n", flush=True)
 
 
 def new_table(*columns: str) -> "Table":
@@ -103,7 +103,7 @@ def _version(value: bool) -> None:
     if value:
         from geopol_tkg import __version__
 
-        print(f"geopol-tkg {__version__}")  # noqa: T201
+        print(f"geopol-tkg {__version__}")
         raise typer.Exit
 
 
@@ -130,6 +130,7 @@ def root(
     from geopol_tkg.cli._config import defaults
 
     if ctx.invoked_subcommand is None:
-        print(ctx.get_help())  # noqa: T201
+        print(ctx.get_help())
         raise typer.Exit(2)
-    ctx.default_map = defaults(ctx.command.commands, config)  # type: ignore[attr-defined]
+    group: Any = ctx.command  # typer names no type that has commands
+    ctx.default_map = defaults(group.commands, config)

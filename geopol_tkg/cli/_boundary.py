@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 
@@ -39,14 +40,14 @@ def run_app() -> int:
 def _report(error: Exception, message: str, *, code: int) -> int:
     if Output.traceback_wanted:
         traceback.print_exception(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
-def _usage_message(error: Exception) -> str:
+def _usage_message(error: Any) -> str:
     """What the parser says, and where help is."""
     context = getattr(error, "ctx", None)
-    message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    message = error.format_message().rstrip(".")
     return f"{message}; see {context.command_path} --help" if context is not None else message
 
 

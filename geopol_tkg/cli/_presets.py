@@ -45,5 +45,5 @@ def take_preset(context: typer.Context, name: str | None) -> str | None:
     """Callback of ``--preset``, eager: its values become defaults, below those of the file and the environment."""
     if name is not None:
         values = named_options(context.command, load_preset(name).train, f"preset {name}: train has no option")
-        context.default_map = values | (context.default_map or {})  # type: ignore[operator]
+        context.default_map = {**values, **(context.default_map or {})}
     return name

@@ -6,7 +6,8 @@ line, and lines of one width are parsed together, so that a file may mix widths.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedIOBase
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from pyarrow import csv
 
 from geopol_tkg.data import gdelt
 from geopol_tkg.errors import DataError
+
+ByteStream = IO[bytes] | BufferedIOBase
 
 BLOCK_BYTES = 1 << 24
 PROCESSED_COLUMNS = ("entity1", "relation", "entity2", "timestamp")
@@ -69,7 +72,7 @@ class Lines:
         return self.data[np.cumsum(edges[:-1], dtype=np.int8) > 0].tobytes()
 
 
-def text_blocks(stream: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def text_blocks(stream: ByteStream, size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """Whole lines of valid UTF-8 without a byte order mark; damaged bytes become U+FFFD."""
     rest = stream.read(3).removeprefix(b"\xef\xbb\xbf")
     while block := stream.read(size):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from geopol_tkg.config import IngestConfig
 from geopol_tkg.data import gdelt
-from geopol_tkg.data.delimited import PROCESSED_COLUMNS, Dialect, parse_block, sniff, text_blocks
+from geopol_tkg.data.delimited import PROCESSED_COLUMNS, ByteStream, Dialect, parse_block, sniff, text_blocks
 from geopol_tkg.data.sources import SourceFile
 from geopol_tkg.data.times import DAY, NO_TIME, parse_times
 from geopol_tkg.errors import DataError
@@ -74,7 +74,7 @@ def _read(stream: BinaryIO, file: SourceFile, config: IngestConfig) -> Iterator[
         yield from _read_zip(stream, file.path, config)
     elif file.suffix == ".gz":
         with gzip.open(stream) as plain:
-            yield from _read_text(plain, file.path, config)  # type: ignore[arg-type]
+            yield from _read_text(plain, file.path, config)
     else:
         yield from _read_text(stream, file.path, config)
 
@@ -84,7 +84,7 @@ def _read_zip(stream: BinaryIO, where: str, config: IngestConfig) -> Iterator[Ev
         for info in archive.infolist():
             if not info.is_dir() and not info.filename.startswith("__MACOSX/"):
                 with archive.open(info) as member:
-                    yield from _read_text(member, f"{where}/{info.filename}", config)  # type: ignore[arg-type]
+                    yield from _read_text(member, f"{where}/{info.filename}", config)
 
 
 def _read_parquet(stream: BinaryIO, where: str, config: IngestConfig) -> Iterator[EventBatch]:
@@ -98,7 +98,7 @@ def _read_parquet(stream: BinaryIO, where: str, config: IngestConfig) -> Iterato
             yield _sift(table, config, rows=len(table))
 
 
-def _read_text(stream: BinaryIO, where: str, config: IngestConfig) -> Iterator[EventBatch]:
+def _read_text(stream: ByteStream, where: str, config: IngestConfig) -> Iterator[EventBatch]:
     dialect: Dialect | None = None
     needed: list[str] = []
     for block in text_blocks(stream):

@@ -154,7 +154,7 @@ class HistoryVocabulary:
             "relation_order": self.relations.order,
         }
         with replace_file(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
 
     @classmethod
     def load(cls, path: Path, dataset: Dataset) -> "HistoryVocabulary":

@@ -128,7 +128,7 @@ def _summary_writer(*arguments: Any, **options: Any) -> "SummaryWriter":
     """A writer; tensorboardX is kept from loading torch (over a second), which it has no use for here."""
     is_loaded = "torch" in sys.modules
     if not is_loaded:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+        sys.modules["torch"] = None  # type: ignore[assignment]  # None is how Python is told to find no such module
     try:
         from tensorboardX import SummaryWriter
     finally:

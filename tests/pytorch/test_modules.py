@@ -18,7 +18,7 @@ from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.models import decoders as jax_decoders
 from geopol_tkg.models import network as jax_network
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
-from geopol_tkg.torch.layers import TimeEncoding
+from geopol_tkg.torch.layers import GraphConvolution, NormalisedGraphConvolution, TimeEncoding
 from geopol_tkg.torch.modules import Queries, build_network, parameter_count
 from geopol_tkg.training.plan import plan_steps
 from geopol_tkg.training.step import make_trainer, put_step_data
@@ -171,3 +171,15 @@ def test_tirgn_refuses_queries_without_a_mask():
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="history mask"):
         network([], Queries(one, one, 0))
+
+
+@pytest.mark.parametrize("layer_type", [GraphConvolution, NormalisedGraphConvolution])
+def test_a_graph_convolution_computes_under_autocast(layer_type):
+    torch.manual_seed(0)
+    layer, edges = layer_type(8), torch.tensor([[0, 1, 2], [2, 3, 0]])
+    x, relations = torch.randn(5, 8), torch.randn(4, 8)
+    wanted = layer(edges, x, relations)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(edges, x, relations)
+    assert (found.dtype, torch.equal(found, wanted)) == (torch.float32, False)
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.05)

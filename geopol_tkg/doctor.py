@@ -125,6 +125,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "platform", platform.platform())
     yield Finding("machine", "processor", _processor())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("machine", "bfloat16", _bfloat16())
     yield Finding("machine", "cores", f"{usable} usable of {os.cpu_count()}")
     yield Finding("machine", "memory", _memory())
     yield Finding("machine", "huge pages", _huge_pages())
@@ -135,6 +136,14 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _bfloat16() -> str:
+    """What the processor multiplies bfloat16 with; ``train --precision bf16`` is faster for it."""
+    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), None)
+    if flags is None:
+        return "unknown"
+    return ", ".join(flag for flag in flags if flag.endswith("_bf16")) or "no instructions for it"
 
 
 def _memory() -> str:

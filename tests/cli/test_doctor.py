@@ -30,7 +30,18 @@ def test_it_is_ready_to_paste(untrained):
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert (lines[0], lines[-2:]) == ("```text", ["all is well", "```"])
-    for name in ("python", "geopol-tkg", "jax", "flax", "cores", "memory", "huge", "compilation cache", "models/tkg"):
+    for name in (
+        "python",
+        "geopol-tkg",
+        "jax",
+        "flax",
+        "bfloat16",
+        "cores",
+        "memory",
+        "huge",
+        "compilation cache",
+        "models/tkg",
+    ):
         assert [line for line in lines if line.startswith(f"    {name} ")], name
     assert [line.split()[:2] for line in lines[-5:-2]] == [[model, "passed:"] for model in get_args(ModelType)]
     assert os.listdir(untrained) == ["cache"]

@@ -1,6 +1,6 @@
 """What ``train`` is pointed at: a dataset, events to ingest first, or nothing at all."""
 
-from dataclasses import fields
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,42 @@ from geopol_tkg.data.sources import SAMPLE
 from geopol_tkg.errors import UsageError
 
 
-def open_or_ingest(source: str | None, config: IngestConfig, output: Output) -> Dataset:
+def open_or_ingest(source: str | None, config: IngestConfig, given: Collection[str], output: Output) -> Dataset:
     """A dataset directory as it is; events ingested into ``data/<name>`` first; by default the sample.
+
+    Args:
+        given: names of the options of ingest that the user set.
 
     Raises:
         UsageError: options of ingest contradict the dataset as it is.
     """
     if source is None and not is_dataset(Path(DEFAULT_DATASET)):
         output.note(f"NO DATASET given and none at {DEFAULT_DATASET}: training on the BUNDLED SAMPLE of GDELT")
-        return _sample(config, output)
+        return _sample(config, given, output)
     if source == SAMPLE:
-        return _sample(config, output)
+        return _sample(config, given, output)
     path = Path(source or DEFAULT_DATASET)
     if is_dataset(path):
         dataset = Dataset.load(path)
-        _refuse_other_options(config, dataset.details.get("options") or {}, str(path))
+        _refuse_other_options(config, given, dataset.details.get("options") or {}, str(path))
         return dataset
     out = _place_for(path)
     output.note(f"{source}: not a dataset; ingesting it into {out}")
     return ingest_to([str(source)], config, out, output, keep_other=True)
 
 
-def _sample(config: IngestConfig, output: Output) -> Dataset:
-    _refuse_other_options(config, vars(SAMPLE_CONFIG), "the bundled sample")
+def _sample(config: IngestConfig, given: Collection[str], output: Output) -> Dataset:
+    _refuse_other_options(config, given, vars(SAMPLE_CONFIG), "the bundled sample")
     output.note(f"ingesting the sample into {SAMPLE_DATASET}")
     return ingest_to([SAMPLE], SAMPLE_CONFIG, SAMPLE_DATASET, output)
 
 
-def _refuse_other_options(config: IngestConfig, made_with: dict[str, Any], what: str) -> None:
+def _refuse_other_options(config: IngestConfig, given: Collection[str], made_with: dict[str, Any], what: str) -> None:
     """An option given now that the facts were not made with would be without effect."""
-    default = IngestConfig()
-    for field in fields(IngestConfig):
-        value, before = getattr(config, field.name), made_with.get(field.name)
-        before = tuple(before) if isinstance(before, list) else before
-        if field.name != "seed" and value not in (getattr(default, field.name), before):
-            flag = f"--{field.name.replace('_', '-')}"
+    for name in sorted(given):
+        before = made_with.get(name)
+        if getattr(config, name) != (tuple(before) if isinstance(before, list) else before):
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} changes nothing about {what}: leave it out, or ingest the events again with it")
 
 

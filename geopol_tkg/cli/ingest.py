@@ -1,5 +1,6 @@
 """``geopol-tkg ingest``: GDELT events to a dataset."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table
-from geopol_tkg.config import DEFAULT_DATASET, IngestConfig
+from geopol_tkg.config import DEFAULT_DATASET, SAMPLE_CONFIG, IngestConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 @app.command("ingest")
 def command(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Event files, folders, globs, s3:// or gs:// addresses, a quadruple folder, or 'sample'.",
+            help="Event files, folders, globs, s3:// or gs:// addresses, a quadruple folder, or 'sample' (in hours).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Dataset directory to write.")] = Path(DEFAULT_DATASET),
@@ -46,6 +48,9 @@ def command(
     2.0 (plain, .zip, .gz), processed events (entity1, relation, entity2, timestamp), and quadruple
     folders (train.txt, valid.txt, test.txt).
     """
+    from geopol_tkg.cli._config import options_with_origins
+    from geopol_tkg.data.sources import SAMPLE
+
     output = Output(json=json, quiet=quiet, verbose=verbose)
     config = IngestConfig(
         entity=entity,
@@ -60,6 +65,12 @@ def command(
         split=opt.parse_split(split),
         seed=seed,
     )
+    if sources == [SAMPLE]:
+        options = options_with_origins(context)
+        config = replace(
+            config,
+            **{name: value for name, value in vars(SAMPLE_CONFIG).items() if options[name]["origin"] == "default"},
+        )
     dataset = ingest_to(sources, config, out, output)
     content = summary(dataset, out)
     output.result(content, f"Dataset {out}", _table(content))

@@ -197,8 +197,9 @@ def command(
 
     files = RunFiles(model_dir, logdir / (run_name or model), model)
     files.check(resume=resume, overwrite=overwrite or dry_run)
-    data = open_or_ingest(dataset, ingest_config, output)
     options = options_with_origins(context)
+    given = {name for name in vars(ingest_config) if name != "seed" and options[name]["origin"] != "default"}
+    data = open_or_ingest(dataset, ingest_config, given, output)
     _tell_what_has_no_effect(options, model, output)
     sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
@@ -208,8 +209,7 @@ def command(
     prior = None if count_prior is None else load_prior(count_prior, data, model, num_negatives)
     if prior is not None:
         sizes |= {"half_lives": prior.config.half_lives}
-    given = _given(ModelConfig, chosen, model_type=model, **sizes)
-    network = ModelConfig(**given | {"count_prior": prior is not None})
+    network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes) | {"count_prior": prior is not None})
     settings = TrainConfig(**_given(TrainConfig, chosen))
     train(
         data,

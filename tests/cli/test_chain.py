@@ -45,6 +45,13 @@ def test_ingest(trained):
     }
 
 
+def test_the_sample_is_ingested_as_train_does(tmp_path):
+    read = {"rows_read": 4161, "facts": 3449, "timestamps": 72}
+    assert call("ingest", "sample", "--out", str(tmp_path / "hours"), "--json").json().items() >= read.items()
+    days = call("ingest", "sample", "--granularity", "1d", "--out", str(tmp_path / "days"), "--json").json()
+    assert days["timestamps"] == 3
+
+
 def test_vocab(trained):
     content = first_steps(trained, "vocab").json()
     assert content.keys() >= {"rows", "facts", "window", "bytes", "seconds", "out"}

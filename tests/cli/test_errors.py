@@ -51,6 +51,10 @@ WRONG_USAGE = {
         ("train", "data/gdelt", "--granularity", "2h", "--overwrite", *SMALL),
         "--granularity changes nothing about data/gdelt",
     ),
+    "no effect, though the default of ingest": (
+        ("train", "sample", "--granularity", "1d", *SMALL),
+        "--granularity changes nothing about the bundled sample",
+    ),
     "mixed sources": (("ingest", "quadruples", "events.parquet", "--out", "new"), "a quadruple folder"),
 }
 

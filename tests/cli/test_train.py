@@ -295,7 +295,7 @@ def test_wandb_that_fails_at_once_changes_nothing(world, monkeypatch, capsys):
 
 
 def test_events_are_ingested_on_the_way(world, capsys):
-    data = open_or_ingest("events.parquet", IngestConfig(granularity="1h"), Output())
+    data = open_or_ingest("events.parquet", IngestConfig(granularity="1h"), {"granularity"}, Output())
     assert "events.parquet: not a dataset; ingesting it into data/events" in capsys.readouterr().err
     assert data.path == Path("data/events")
     assert data.content_hash == Dataset.load(Path("data/gdelt")).content_hash
@@ -333,9 +333,9 @@ def test_a_quadruple_folder_is_taken_with_the_defaults(world):
     done = call("train", "folder", "--model", "regcn", "--batch-size", "-1")
     assert done.code == 2
     assert not Path("data/folder").exists()
-    assert open_or_ingest("folder", IngestConfig(), Output(quiet=True)).time_axis.granularity is None
+    assert open_or_ingest("folder", IngestConfig(), (), Output(quiet=True)).time_axis.granularity is None
     with pytest.raises(UsageError, match="leave out --granularity"):
-        open_or_ingest("folder", IngestConfig(granularity="1h"), Output(quiet=True))
+        open_or_ingest("folder", IngestConfig(granularity="1h"), {"granularity"}, Output(quiet=True))
 
 
 @pytest.mark.slow
@@ -348,15 +348,15 @@ def test_a_quadruple_folder_is_trained_on_with_the_defaults(world):
 
 def test_events_never_replace_a_dataset_of_other_events(world):
     write_quadruples()
-    first = open_or_ingest("folder", IngestConfig(), Output(quiet=True))
+    first = open_or_ingest("folder", IngestConfig(), (), Output(quiet=True))
     assert first.path == Path("data/folder")
-    assert open_or_ingest("folder", IngestConfig(), Output(quiet=True)).content_hash == first.content_hash
+    assert open_or_ingest("folder", IngestConfig(), (), Output(quiet=True)).content_hash == first.content_hash
     other = Path("elsewhere/folder")
     other.mkdir(parents=True)
     for file in Path("folder").iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     with pytest.raises(DataError, match="a dataset of other events"):
-        open_or_ingest(str(other), IngestConfig(), Output(quiet=True))
+        open_or_ingest(str(other), IngestConfig(), (), Output(quiet=True))
 
 
 @pytest.mark.slow

@@ -39,13 +39,13 @@ _UNREADABLE = (
 
 
 def default_path() -> Path:
-    """The file that is loaded when none is named: TiRGN's, else RE-GCN's, else that of counts."""
+    """The file that is loaded when none is named: what ``convert`` wrote last in the default place."""
     paths = [Path(DEFAULT_MODEL_DIR) / name for name in DEFAULT_FILES]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
+    found = [path for path in paths if path.is_file()]
+    if not found:
         names = ", ".join(DEFAULT_FILES)
         raise CheckpointError(f"none of {names} in {DEFAULT_MODEL_DIR}; run geopol-tkg convert, or give a path")
-    return found
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def read(path: Path) -> dict[str, Any]:

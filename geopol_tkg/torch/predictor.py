@@ -43,8 +43,8 @@ class TKGPredictor:
     forecast and update at once: each forecast sees the facts before or after an update, never half.
 
     Args:
-        path: a ``.pt`` or ``.safetensors`` that ``geopol-tkg convert`` wrote; by default
-            ``models/tkg/tirgn_trained.pt``, else that of ``regcn``, else that of ``counts``.
+        path: a ``.pt`` or ``.safetensors`` that ``geopol-tkg convert`` wrote; by default what
+            it wrote last to ``models/tkg``, of ``tirgn_trained.pt``, ``regcn_trained.pt`` and ``counts_trained.pt``.
         device: ``auto`` (CUDA where there is one), or any name that torch knows.
 
     Attributes:

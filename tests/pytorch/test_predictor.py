@@ -1,8 +1,10 @@
 """Forecasts from a .pt file: against loops over the facts, from damaged files, and without jax."""
 
 import contextlib
+import os
 import subprocess
 import sys
+import time
 from datetime import datetime
 from types import MappingProxyType
 
@@ -180,16 +182,16 @@ def test_a_device_that_is_not_there_is_refused(pt_file):
         TKGPredictor(pt_file, device="nonsense")
 
 
-def test_the_default_is_tirgn_then_regcn(pt_file, tmp_path, monkeypatch):
+def test_the_default_is_what_was_written_last(pt_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="run geopol-tkg convert"):
         TKGPredictor()
     folder = tmp_path / "models" / "tkg"
     folder.mkdir(parents=True)
-    (folder / "regcn_trained.pt").write_bytes(pt_file.read_bytes())
-    assert TKGPredictor(device="cpu").path.name == "regcn_trained.pt"
-    (folder / "tirgn_trained.pt").write_bytes(pt_file.read_bytes())
-    assert TKGPredictor(device="cpu").path.name == "tirgn_trained.pt"
+    for age, name in ((20, "tirgn_trained.pt"), (10, "regcn_trained.pt")):
+        (folder / name).write_bytes(pt_file.read_bytes())
+        os.utime(folder / name, (time.time() - age,) * 2)
+        assert TKGPredictor(device="cpu").path.name == name
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,8 @@ def predict(
         explain: say of each candidate what these facts say of it.
 
     Returns:
-        The JSON of the command; probabilities sum to one over all entities that the network knows, and are read
-        with the model's temperature.
+        The JSON of the command. ``steps_ahead`` is how far the time is from the last facts before it; probabilities
+        sum to one over all entities that the network knows, and are read with the model's temperature.
 
     Raises:
         DataError: a label or a time that the model does not know.
@@ -244,8 +244,10 @@ def predict(
     ]
     given = "subject" if direction == "object" else "object"
     meaning = {"meaning": relation_meaning(known.relation_kind, relation)} if explain else {}
+    times = known.facts[:, 3]
+    steps_ahead = time - int(times[np.searchsorted(times, time) - 1])
     asked = {given: entity, "relation": relation, **meaning, "time": known.time_axis.label(time)}
-    return {**asked, "predictions": predictions}
+    return {**asked, "steps_ahead": steps_ahead, "predictions": predictions}
 
 
 def probabilities(scores: np.ndarray, temperature: float) -> np.ndarray:

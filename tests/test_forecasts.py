@@ -188,6 +188,11 @@ def test_by_default_the_step_after_the_last_is_asked(stem):
     assert predict(load_model(stem, newer), "COUNTRY A", "042")["time"] == "1970-01-22T00:00:00Z"
 
 
+@pytest.mark.parametrize(("at", "steps"), [(None, 1), ("1970-01-09", 1), ("1970-03-12", 60)])
+def test_how_far_ahead_is_told(stem, at, steps):
+    assert predict(load_model(stem), "COUNTRY A", "042", at=at)["steps_ahead"] == steps
+
+
 def test_a_past_time_sees_earlier_facts_alone(stem, tmp_path):
     dataset = make_dataset()
     time = 8

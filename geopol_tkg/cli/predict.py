@@ -45,6 +45,8 @@ def command(
     model = load_named(name, None if data is None else opt.open_dataset(data))
     asked: Literal["object", "subject"] = "subject" if rank_subjects else "object"
     content = predict(model, entity, relation, direction=asked, at=at, top=top, explain=explain)
+    if content["steps_ahead"] > 1:
+        output.note(f"{content['steps_ahead']:,} time steps after the last facts: what came between is not known here")
     query = f"(?, {relation}, {entity})" if rank_subjects else f"({entity}, {relation}, ?)"
     lines = explanation_lines(content, asked) if explain else ()
     output.result(content, f"{query} at {content['time']}", _table(content, asked), *lines)

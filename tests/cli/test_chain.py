@@ -205,6 +205,9 @@ def test_predict_both_ways(world):
     table = call("predict", "ENTITY 1", "042", "--top", "3").out
     assert table.startswith("(ENTITY 1, 042, ?) at 2017-11-01T20:00:00Z\n")
     assert table.count("ENTITY") == 4
+    ahead = call("predict", "ENTITY 1", "042", "--at", "2017-11-02T20:00", "--json")
+    assert ahead.json()["steps_ahead"] == 25
+    assert "25 time steps after the last facts: what came between is not known here" in ahead.err.splitlines()
 
 
 @pytest.mark.parametrize(("query", "hint"), [(("ENTITI 1", "042"), "ENTITY 1"), (("entity", "042"), "ENTITY 0")])

@@ -140,10 +140,10 @@ def _processor() -> str:
 
 def _bfloat16() -> str:
     """What the processor multiplies bfloat16 with; ``train --precision bf16`` is faster for it."""
-    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), None)
+    flags = next((line.split() for line in _lines("/proc/cpuinfo") if line.startswith(("flags", "Features"))), None)
     if flags is None:
         return "unknown"
-    return ", ".join(flag for flag in flags if flag.endswith("_bf16")) or "no instructions for it"
+    return ", ".join(flag for flag in flags if flag.endswith("bf16")) or "no instructions for it"
 
 
 def _memory() -> str:

@@ -124,8 +124,8 @@ def _version(package: str) -> str | None:
 def _machine() -> Iterator[Finding]:
     yield Finding("machine", "platform", platform.platform())
     yield Finding("machine", "processor", _processor())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("machine", "bfloat16", _bfloat16())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("machine", "cores", f"{usable} usable of {os.cpu_count()}")
     yield Finding("machine", "memory", _memory())
     yield Finding("machine", "huge pages", _huge_pages())

@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def options_with_origins(context: Any) -> dict[str, dict[str, Any]]:
         plain = value if value is None or isinstance(value, (bool, int, float)) else str(value)
         found[name] = {"value": plain, "origin": "command line" if origin == "commandline" else origin}
     return found
+
+
+def given(options: dict[str, dict[str, Any]], names: Iterable[str]) -> list[str]:
+    """Which of the options were set, by whatever means."""
+    return [name for name in names if options[name]["origin"] != "default"]
 
 
 def _variable(command: str, flag: str) -> str:

@@ -48,7 +48,7 @@ def command(
     2.0 (plain, .zip, .gz), processed events (entity1, relation, entity2, timestamp), and quadruple
     folders (train.txt, valid.txt, test.txt).
     """
-    from geopol_tkg.cli._config import options_with_origins
+    from geopol_tkg.cli._config import given, options_with_origins
     from geopol_tkg.data.sources import SAMPLE
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
@@ -66,11 +66,8 @@ def command(
         seed=seed,
     )
     if sources == [SAMPLE]:
-        options = options_with_origins(context)
-        config = replace(
-            config,
-            **{name: value for name, value in vars(SAMPLE_CONFIG).items() if options[name]["origin"] == "default"},
-        )
+        chosen = given(options_with_origins(context), vars(config))
+        config = replace(SAMPLE_CONFIG, **{name: getattr(config, name) for name in chosen})
     dataset = ingest_to(sources, config, out, output)
     content = summary(dataset, out)
     output.result(content, f"Dataset {out}", _table(content))

@@ -8,7 +8,7 @@ import typer
 
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import JsonFlag, Output, QuietFlag, VerboseFlag, app
-from geopol_tkg.cli._config import options_with_origins
+from geopol_tkg.cli._config import given, options_with_origins
 from geopol_tkg.cli._presets import take_preset
 from geopol_tkg.config import (
     DEFAULT_MODEL_DIR,
@@ -198,8 +198,8 @@ def command(
     files = RunFiles(model_dir, logdir / (run_name or model), model)
     files.check(resume=resume, overwrite=overwrite or dry_run)
     options = options_with_origins(context)
-    given = {name for name in vars(ingest_config) if name != "seed" and options[name]["origin"] != "default"}
-    data = open_or_ingest(dataset, ingest_config, given, output)
+    of_ingest = given(options, [name for name in vars(ingest_config) if name != "seed"])
+    data = open_or_ingest(dataset, ingest_config, of_ingest, output)
     _tell_what_has_no_effect(options, model, output)
     sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
@@ -229,8 +229,8 @@ def command(
 def _tell_what_has_no_effect(options: dict[str, dict[str, Any]], model: ModelType, output: Output) -> None:
     """Options that were given and are another model's."""
     others = _NETWORKS_ONLY if model == "counts" else _COUNTS_ONLY
-    if given := [name for name in others if options[name]["origin"] != "default"]:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+    if found := given(options, others):
+        flags = ", ".join("--" + name.replace("_", "-") for name in found)
         output.note(f"no effect on --model {model}: {flags}")
 
 

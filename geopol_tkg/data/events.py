@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 500_000
+# What readers raise; the last two: a zip compressed in a way that zipfile does not know, or encrypted.
 _DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 

@@ -64,7 +64,11 @@ dot.defvjp(_dot_forward, _dot_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def inner(x: Array, rows: Array, dtype: DTypeLike) -> Array:
-    """Inner products [b, c] of [b, i] and [c, i], as :func:`dot` computes them."""
+    """Inner products [b, c] of [b, i] and [c, i], as :func:`dot` computes them.
+
+    Not ``dot(x, rows.T)``, whose gradient of the rows is a transposed product: XLA folds the transposition into it,
+    and its CPU backend then has no bfloat16 product to run.
+    """
     return _product(x.astype(dtype), rows.astype(dtype).T, widened(dtype))
 
 

@@ -131,7 +131,7 @@ def command(
         float, _number("Epochs over which the learning rate rises from 0.")
     ] = _DEFAULTS.warmup_epochs,
     task_weight: Annotated[
-        float, _run("Weight of the entity loss; relations have the rest.", min=0, max=1)
+        float, _run("Weight of the entity loss; relations have the rest, and at 1 are not scored.", min=0, max=1)
     ] = _DEFAULTS.task_weight,
     eval_interval: Annotated[int, _run("Epochs between validations.", min=1)] = _DEFAULTS.eval_interval,
     checkpoint_interval: Annotated[

@@ -151,17 +151,19 @@ class NetworkTrainer(Trainer):
             sample=sample,
             **options,
         )
-        relations = network.nll(
-            network.relation_task(evolved, time),
-            Queries(subject, object_, seen_relations, mask, row),
-            relation,
-            History(data.relation_history, shape.relation_history),
-            key=relation_key,
-            **options,
-        )
         count = data.counts[index]
-        mean = (config.task_weight * entity + (1 - config.task_weight) * relations) / count
-        return mean + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
+        loss = config.task_weight * entity
+        if config.task_weight < 1:
+            relations = network.nll(
+                network.relation_task(evolved, time),
+                Queries(subject, object_, seen_relations, mask, row),
+                relation,
+                History(data.relation_history, shape.relation_history),
+                key=relation_key,
+                **options,
+            )
+            loss += (1 - config.task_weight) * relations
+        return loss / count + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
 
 def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:

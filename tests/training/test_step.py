@@ -125,6 +125,21 @@ def test_every_parameter_receives_a_gradient(model_type, mode):
     assert "encoder/relation_gru/hidden_weight" not in without
 
 
+def test_relations_without_weight_are_not_scored():
+    losses = {}
+    for weight in (0.0, 0.7, 1.0):
+        trainer, state, plan, data = prepare(make_config("regcn"), task_weight=weight)
+        losses[weight], gradients = loss_and_gradients(trainer, state, plan, data, 0)
+    assert losses[0.7] == pytest.approx(0.7 * losses[1.0] + 0.3 * losses[0.0])
+    assert not any(array.any() for name, array in gradients.items() if "relation_decoder" in name)
+    before = flatten(state.statistics)
+    after = flatten(
+        trainer.step(state, data, jnp.arange(len(plan)), KEY, shape=plan.shapes[plan.shape_of[0]]).statistics
+    )
+    changed = {name.split("/")[0] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"entity_decoder"}
+
+
 @pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
 def test_padding_changes_neither_loss_nor_gradients(model_type):
     prepared = prepare(make_config(model_type, dropout=0.0))

@@ -58,6 +58,8 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{error.filename}: {reason}" if error.filename else reason
+    if isinstance(error, MemoryError) and "jax" not in sys.modules:
+        return f"out of memory: {error or 'none left'}; take fewer events (ingest --num-days, --max-events)"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         from geopol_tkg.training.memory import out_of_memory
 

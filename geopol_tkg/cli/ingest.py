@@ -81,13 +81,17 @@ def ingest_to(
     Raises:
         DataError: with ``keep_other``, the directory holds a dataset of other events.
     """
-    from geopol_tkg.data.dataset import Dataset, is_dataset
+    from geopol_tkg.data.dataset import FILES, Dataset, is_dataset
     from geopol_tkg.data.ingest import ingest
     from geopol_tkg.errors import DataError
 
     dataset = ingest(sources, config, progress=output.note)
     if keep_other and is_dataset(out) and not _paths(dataset) & _paths(Dataset.load(out)):
         raise DataError(f"{out}: a dataset of other events; run geopol-tkg ingest with --out, then train on that")
+    written = {(out / name).resolve() for name in FILES}
+    for path in _paths(dataset):
+        if Path(path).resolve() in written:
+            raise DataError(f"{path}: the dataset would be written over these events; give another --out")
     dataset.save(out)
     return Dataset.load(out)
 

@@ -81,7 +81,7 @@ def command(
         float, _model("Weight of the history mode (TiRGN).", min=0, max=1)
     ] = ModelConfig.history_rate,
     history_window: Annotated[
-        int, _model("Steps the history vocabulary looks back; 0 = all (TiRGN).", min=0)
+        int, _model("Steps the history vocabulary looks back; 0 = all (TiRGN).", min=0, max=2**31 - 1)
     ] = ModelConfig.history_window,
     history_mask_mode: Annotated[
         MaskMode, _model("Unseen entities in the history mode: logit 0 (multiply) or none (exclude).")
@@ -148,7 +148,7 @@ def command(
         _run("Recompute the evolution to save memory. (default: on a GPU)", "--remat/--no-remat"),
     ] = None,
     device: opt.DeviceOption = _DEFAULTS.device,
-    seed: Annotated[int, _run("Of everything random.", min=0)] = _DEFAULTS.seed,
+    seed: Annotated[int, _run("Of everything random.", min=0, max=2**63 - 1)] = _DEFAULTS.seed,
     max_time: Annotated[float, _number("Seconds after which to save and stop; 0 = no limit.")] = (_DEFAULTS.max_time),
     model_dir: Annotated[Path, _run("Where checkpoints go.")] = Path(DEFAULT_MODEL_DIR),
     logdir: Annotated[Path, _run("Where TensorBoard logs go.")] = Path("runs"),

@@ -15,7 +15,7 @@ def command(
         Path | None, typer.Argument(help="Dataset directory. (default: data/gdelt)", show_default=False)
     ] = None,
     window: Annotated[
-        int, typer.Option(min=0, help="Steps looked back; 0 = all history.")
+        int, typer.Option(min=0, max=2**31 - 1, help="Steps looked back; 0 = all history.")
     ] = ModelConfig.history_window,
     json: JsonFlag = False,
     quiet: QuietFlag = False,

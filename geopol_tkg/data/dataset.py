@@ -2,22 +2,24 @@
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from geopol_tkg.config import SplitName
-from geopol_tkg.data.files import replace_file, write_json
+from geopol_tkg.data.files import json_bytes, replace_file
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import DataError
 
 FORMAT_VERSION = 1
 COLUMNS = ("subject", "relation", "object", "time")
+FILES = ("dataset.json", "facts.parquet", "entities.parquet", "relations.parquet")
 
 
 def inverse_relation(relation: np.ndarray, num_relations: int) -> np.ndarray:
@@ -129,14 +131,18 @@ class Dataset:
         return sizes | {name: len(self.facts_of(name)) for name in names}
 
     def save(self, directory: Path) -> None:
-        """Write the directory; ``dataset.json`` comes last and commits it."""
+        """Write the directory. What stood there before is replaced once all of the new is on disk."""
         entity_counts = np.bincount(self.facts[:, [0, 2]].ravel(), minlength=self.num_entities)
         relation_counts = np.bincount(self.facts[:, 1], minlength=self.num_relations)
-        fact_columns = {name: self.facts[:, i] for i, name in enumerate(COLUMNS)}
-        _write_table(directory / "facts.parquet", fact_columns)
-        _write_labels(directory / "entities.parquet", self.entities, entity_counts)
-        _write_labels(directory / "relations.parquet", self.relations, relation_counts)
-        write_json(directory / "dataset.json", self.manifest())
+        with ExitStack() as stack:  # it closes the last first: dataset.json takes its place after the others
+            manifest, *files = (stack.enter_context(replace_file(directory / name)) for name in FILES)
+            manifest.write(json_bytes(self.manifest()))
+            facts, entities, relations = files
+            _write_table(facts, {name: self.facts[:, i] for i, name in enumerate(COLUMNS)})
+            _write_labels(entities, self.entities, entity_counts)
+            _write_labels(relations, self.relations, relation_counts)
+            for file in (manifest, *files):
+                file.flush()
 
     def manifest(self) -> dict[str, Any]:
         """What ``dataset.json`` says."""
@@ -206,14 +212,13 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_table(path: Path, columns: dict[str, Any]) -> None:
-    with replace_file(path) as file:
-        pq.write_table(pa.table(columns), file, compression="zstd")
+def _write_table(file: BinaryIO, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), file, compression="zstd")
 
 
-def _write_labels(path: Path, labels: tuple[str, ...], counts: np.ndarray) -> None:
+def _write_labels(file: BinaryIO, labels: tuple[str, ...], counts: np.ndarray) -> None:
     ids = np.arange(len(labels), dtype=np.int32)
-    _write_table(path, {"id": ids, "label": pa.array(labels, pa.string()), "count": counts})
+    _write_table(file, {"id": ids, "label": pa.array(labels, pa.string()), "count": counts})
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

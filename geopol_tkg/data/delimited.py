@@ -61,9 +61,8 @@ class Lines:
     ends: np.ndarray
     widths: np.ndarray
 
-    def of_width(self, width: int) -> bytes:
-        """The bytes of all lines with so many fields."""
-        chosen = self.widths == width
+    def text(self, chosen: np.ndarray) -> bytes:
+        """The bytes of some lines: chosen is bool [lines]."""
         if chosen.all():
             return self.data.tobytes()
         edges = np.zeros(len(self.data) + 1, np.int8)
@@ -155,11 +154,28 @@ def parse_block(block: bytes, dialect: Dialect, include: list[str]) -> tuple[lis
     """Tables of strings with the columns asked for, and the number of lines in the block."""
     lines = split_lines(block, dialect.delimiter, dialect.quoted)
     tables = [
-        _parse(lines.of_width(width), names, dialect, include)
+        table
         for width, names in dialect.layouts.items()
-        if (lines.widths == width).any()
+        for table in _parse_lines(lines, np.flatnonzero(lines.widths == width), names, dialect, include)
     ]
     return tables, len(lines.widths)
+
+
+def _parse_lines(
+    lines: Lines, numbers: np.ndarray, names: tuple[str, ...], dialect: Dialect, include: list[str]
+) -> list[pa.Table]:
+    """Tables of the lines with these numbers. A quote that opens a field and does not close takes lines after
+    it along; where rows are missing, halves are parsed alone, so that a damaged line is lost and no other.
+    """
+    if not len(numbers):
+        return []
+    chosen = np.zeros(len(lines.widths), bool)
+    chosen[numbers] = True
+    table = _parse(lines.text(chosen), names, dialect, include)
+    if len(table) == len(numbers) or len(numbers) == 1:
+        return [table]
+    halves = np.array_split(numbers, 2)
+    return [table for half in halves for table in _parse_lines(lines, half, names, dialect, include)]
 
 
 def _parse(text: bytes, names: tuple[str, ...], dialect: Dialect, include: list[str]) -> pa.Table:

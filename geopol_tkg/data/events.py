@@ -1,6 +1,7 @@
 """The events table: what every source is brought to, and the reasons why rows are dropped."""
 
 import gzip
+import lzma
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -29,7 +30,7 @@ SCHEMA = pa.schema(
 )
 _BATCH_ROWS = 500_000
 # What readers raise; the last two: a zip compressed in a way that zipfile does not know, or encrypted.
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _read_parquet(stream: BinaryIO, where: str, config: IngestConfig) -> Iterato
         needed = _needed(canonical, config, where)
         read = [canonical[name] for name in needed]
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=read):
-            table = pa.Table.from_batches([batch]).select(read).rename_columns(needed)
+            first = [batch.schema.names.index(name) for name in read]  # of columns that have one name
+            table = pa.Table.from_batches([batch]).select(first).rename_columns(needed)
             yield _sift(table, config, rows=len(table))
 
 
@@ -106,6 +108,8 @@ def _read_text(stream: ByteStream, where: str, config: IngestConfig) -> Iterator
         if not block.strip():
             continue
         if dialect is None:
+            if block.count(b"\n") == 1 and b"\r" in block.rstrip():
+                raise DataError(f"{where}: lines end in carriage returns alone; put line feeds there (tr '\\r' '\\n')")
             dialect = sniff(block, where)
             needed = _needed(dialect.columns, config, where)
             block = _without_header(block) if dialect.header else block

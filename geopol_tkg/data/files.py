@@ -13,9 +13,29 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of ``path`` once it is complete and on disk."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    """Open a temporary file that takes the place of ``path`` once it is complete and on disk.
+
+    A link stays, and what it leads to is replaced; a device or a pipe is written to as it is.
+
+    Raises:
+        OSError: with the path in it, if the folder cannot be written or the disk is full.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            with path.open("wb") as device:
+                yield device
+        else:
+            with _replacing(path.resolve()) as file:
+                yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -38,9 +58,13 @@ def _umask() -> int:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON atomically; NaN is an error."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with replace_file(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(json_bytes(content))
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """Indented JSON with a line end; NaN is an error."""
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
 def sha256_of(path: Path) -> str:

@@ -210,7 +210,8 @@ def _gaps(collected: _Collected, times: np.ndarray, axis: TimeAxis) -> dict[str,
     """Steps without facts, days without any row, files without rows."""
     end = axis.origin + (int(times[-1]) + 1) * axis.step - 1
     first, last = axis.origin // DAY, min(end, collected.last) // DAY
-    missing = sorted(set(range(first, last + 1)) - collected.days)
+    days = {day for day in collected.days if first <= day <= last}
+    missing = sorted(set(range(min(days), last + 1)) - days)
     listed = [datetime.fromtimestamp(day * DAY, UTC).date().isoformat() for day in missing[:_LISTED_DAYS]]
     return {
         "missing_steps": int(times[-1]) + 1 - len(np.unique(times)),

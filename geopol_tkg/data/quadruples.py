@@ -118,9 +118,8 @@ def _label(folder: Path, kind: str, ids: np.ndarray, published: int) -> tuple[tu
     labels |= {int(i): str(i) for i in np.unique(ids) if int(i) not in labels}
     labels = _distinct(labels)
     order = sorted(labels, key=lambda i: labels[i])
-    new_ids = np.zeros(max(order) + 1, np.int64)
-    new_ids[order] = np.arange(len(order))
-    return tuple(labels[i] for i in order), new_ids[ids]
+    new_ids = np.argsort(order)
+    return tuple(labels[i] for i in order), new_ids[np.searchsorted(np.sort(order), ids)]
 
 
 def _read_labels(path: Path) -> dict[int, str]:

@@ -4,6 +4,8 @@ import fnmatch
 import glob
 import hashlib
 import io
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +22,7 @@ SAMPLE = "sample"
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".txt", ".zip", ".csv.gz", ".tsv.gz", ".txt.gz")
 _REMOTE = ("s3://", "gs://", "gcs://", "file://")
 _WILDCARDS = "*?["
+_HIDDEN = (".", "_")  # files and folders of editors, notebooks and jobs that are not done
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,28 @@ def _sample_files() -> Iterator[SourceFile]:
 
 def _local_files(paths: list[Path]) -> Iterator[SourceFile]:
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
-            if file == path or (file.is_file() and _is_event_file(file.name)):
-                yield SourceFile(str(file), file.stat().st_size, partial(_open_local, file))
+        for file in _inside(path) if path.is_dir() else [path]:
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{file}: not a regular file, which is read twice; write the events to one first")
+            yield SourceFile(str(file), status.st_size, partial(_open_local, file))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Event files in a folder and the folders in it, by name; links are followed."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        found += [Path(parent, name) for name in names if _is_event_file(name)]
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in entered]
+        entered |= set(real.values())
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _open_local(path: Path) -> BinaryIO:
@@ -93,7 +114,7 @@ def _open_local(path: Path) -> BinaryIO:
 
 
 def _is_event_file(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not name.startswith((".", "_"))
+    return name.lower().endswith(_SUFFIXES) and not name.startswith(_HIDDEN)
 
 
 def _remote_files(source: str) -> Iterator[SourceFile]:
@@ -108,7 +129,9 @@ def _remote_files(source: str) -> Iterator[SourceFile]:
     for info in infos:
         exact = info.path == root
         wanted = base == key or fnmatch.fnmatchcase(info.path, key)
-        if exact or (wanted and _is_event_file(PurePosixPath(info.path).name)):
+        folders = PurePosixPath(info.path).relative_to(root).parts[:-1]
+        hidden = any(name.startswith(_HIDDEN) for name in folders)
+        if exact or (wanted and not hidden and _is_event_file(PurePosixPath(info.path).name)):
             yield SourceFile(f"{scheme}://{info.path}", info.size, partial(system.open_input_file, info.path))
 
 

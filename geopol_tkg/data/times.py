@@ -52,6 +52,7 @@ def _seconds_of_text(values: Any) -> np.ndarray:
     numbers = pc.utf8_trim_whitespace(values.filter(pa.array(numeric))).cast(pa.float64())
     seconds[numeric] = seconds_of_numbers(_whole(numbers.to_numpy(zero_copy_only=False)))
     text = values.filter(pa.array(~numeric)).to_pandas().str.strip().str.replace(r"\s*UTC$", "", regex=True)
+    text = text.where(text.str.match(r"\d"))  # "now" and "today" are no times of events
     moments = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
     naive = moments.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)
     seconds[~numeric] = naive  # NaT is the smallest integer too

@@ -1,10 +1,9 @@
 """From scores to ranks to metrics. Operators and methods only: NumPy and traced JAX arrays alike."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-RankKind = Literal["realistic", "optimistic", "pessimistic"]
 METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
 
 
@@ -27,13 +26,12 @@ def target_scores(scores: Any, targets: Any) -> Any:
     return scores[np.arange(scores.shape[0]), targets]
 
 
-def ranks(greater: Any, equal: Any, *, kind: RankKind = "realistic") -> Any:
+def ranks(greater: Any, equal: Any) -> Any:
     """Ranks from 1, among candidates above and other candidates equal to the target.
 
-    The realistic rank is the mean of the optimistic one (target first among equals) and the pessimistic one.
+    The mean of the optimistic rank, which puts the target first among its equals, and the pessimistic one.
     """
-    share = {"optimistic": 0.0, "realistic": 0.5, "pessimistic": 1.0}[kind]
-    return 1 + greater + share * equal
+    return 1 + greater + 0.5 * equal
 
 
 def metrics(ranks: np.ndarray) -> dict[str, float | None]:

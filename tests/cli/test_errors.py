@@ -33,6 +33,8 @@ WRONG_USAGE = {
     "too small": (("train", "--epochs", "0"), "'--epochs'"),
     "NaN": (("train", "--lr", "nan"), "'--lr'"),
     "no learning": (("train", "--lr", "0"), "'--lr': 0.0 is not above 0"),
+    "window": (("vocab", "data/gdelt", "--window", "3000000000"), "'--window'"),
+    "seed": (("train", "--seed", "99999999999999999999"), "'--seed'"),
     "infinite": (("train", "--max-time", "inf"), "'--max-time': inf is not a finite number"),
     "threshold": (("compare", "frequency", "frequency", "--pass-threshold", "nan"), "'--pass-threshold'"),
     "choice": (("eval", "--split", "tset"), "'--split'"),
@@ -77,6 +79,10 @@ EXPECTED = {
     "a folder": (("eval", "models/tkg"), "a folder; name a checkpoint in it, such as models/tkg/tirgn_best"),
     "no baseline": (("eval", "recurency"), "no baseline; run geopol-tkg train first, or name one of recurrency"),
     "no events": (("ingest", "folder", "--out", "new"), "folder: no event files here"),
+    "its own source": (
+        ("ingest", "own/facts.parquet", "--out", "own", "--granularity", "1h", "-q"),
+        "give another --out",
+    ),
     "no file": (("ingest", "events.csv", "--out", "new"), "events.csv: does not exist"),
     "unknown events": (("train", "events.csv", "--overwrite"), "events.csv: does not exist"),
     "a dataset": (("ingest", "data/gdelt", "--out", "new"), "a dataset already"),
@@ -103,6 +109,8 @@ EXPECTED = {
 @pytest.mark.parametrize(("args", "saying"), EXPECTED.values(), ids=EXPECTED)
 def test_expected_failures(world, args, saying):
     Path("folder").mkdir()
+    Path("own").mkdir()
+    shutil.copy("events.parquet", "own/facts.parquet")
     refused(world, *args, code=1, saying=saying)
 
 

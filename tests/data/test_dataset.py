@@ -1,14 +1,17 @@
 """The dataset directory: what is written is read, what is damaged is refused."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geopol_tkg.data.dataset import Dataset, Split, inverse_relation, is_dataset, with_inverses
+from geopol_tkg.data import dataset as dataset_module
+from geopol_tkg.data.dataset import FILES, Dataset, Split, inverse_relation, is_dataset, with_inverses
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import DataError
 
@@ -74,6 +77,19 @@ def test_content_hash_notices(change):
 
 def test_content_hash_ignores_where_it_came_from():
     assert make_dataset(details={}).content_hash == make_dataset().content_hash
+
+
+def test_a_dataset_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    make_dataset().save(tmp_path)
+
+    def full(file, labels, counts):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dataset_module, "_write_labels", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}"):
+        make_dataset(facts=np.array(FACTS[:4], np.int32)).save(tmp_path)
+    assert Dataset.load(tmp_path).content_hash == make_dataset().content_hash
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
 @pytest.mark.parametrize("name", ["facts.parquet", "entities.parquet", "relations.parquet"])

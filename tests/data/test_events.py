@@ -1,5 +1,7 @@
 import gzip
 import io
+import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -130,6 +132,28 @@ def test_damaged_lines_are_counted(tmp_path):
     assert (rows, len(found), dropped) == (7, 1, wanted)
 
 
+def test_a_quote_that_does_not_close_costs_its_line_only(tmp_path):
+    lines = [f"A{i},x,B,20171101" for i in range(1000)]
+    lines[3] = 'A,5" x,"B,20171101,extra'
+    (tmp_path / "x.csv").write_text("\n".join(["entity1,relation,entity2,timestamp", *lines]) + "\n")
+    found, rows, dropped = read(tmp_path / "x.csv")
+    assert (len(found), rows, dropped) == (999, 1000, {"malformed_row": 1})
+    assert found["entity1"].to_pylist() == [f"A{i}" for i in range(1000) if i != 3]
+
+
+def test_of_columns_with_one_name_the_first_counts(tmp_path):
+    columns = [["A"], ["x"], ["B"], ["20171101"], ["Z"]]
+    names = ["entity1", "relation", "entity2", "timestamp", "entity1"]
+    pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], names), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet")[0]["entity1"].to_pylist() == ["A"]
+
+
+def test_carriage_returns_alone_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"entity1,relation,entity2,timestamp\rA,x,B,20171101\r")
+    with pytest.raises(DataError, match="carriage returns alone"):
+        read(tmp_path / "x.csv")
+
+
 def test_damaged_utf8_is_replaced(tmp_path, events):
     path = tmp_path / "x.csv"
     path.write_bytes(export(events).replace(b"ENTITY 1", b"ENTIT\xff 1"))
@@ -207,6 +231,28 @@ def test_sources_are_found_once_and_in_order(tmp_path, event_file):
         str(second),
     ]
     assert len(find_files([f"{tmp_path}/**/*.CSV"])) == 1
+
+
+def test_a_folder_is_read_whole_and_without_what_is_hidden(tmp_path, event_file):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "events"
+    for name in (elsewhere, folder / "_temporary", folder / ".ipynb_checkpoints"):
+        name.mkdir(parents=True)
+        shutil.copy(event_file(), name / "x.parquet")
+    for source in (str(folder), folder.as_uri()):
+        with pytest.raises(DataError, match="no event files here"):
+            find_files([source])
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "around").symlink_to(folder)
+    assert [file.path for file in find_files([str(folder)])] == [str(folder / "linked" / "x.parquet")]
+    (folder / "gone.csv").symlink_to(tmp_path / "nothing.csv")
+    with pytest.raises(FileNotFoundError, match=r"gone\.csv"):
+        find_files([str(folder)])
+
+
+def test_a_pipe_cannot_be_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(DataError, match="not a regular file"):
+        find_files([str(tmp_path / "x.csv")])
 
 
 def test_addresses_go_through_arrow_file_systems(tmp_path, event_file):

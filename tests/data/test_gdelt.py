@@ -144,6 +144,7 @@ def test_times_as_they_come(column):
 
 def test_no_times_at_all():
     assert parse_times(pa.nulls(2)).tolist() == [NO_TIME, NO_TIME]
+    assert parse_times(pa.array(["now", "today"])).tolist() == [NO_TIME, NO_TIME]
     assert parse_times(pa.chunked_array([], pa.string())).tolist() == []
 
 

@@ -113,6 +113,14 @@ def test_gaps_are_reported(tmp_path):
     }
 
 
+def test_a_week_begun_before_the_events_has_no_gap(tmp_path):
+    days = [f"2017-11-{day:02}" for day in range(1, 14)]  # from a Wednesday on
+    path = write_csv(tmp_path / "x.csv", [("A", "r", "B", day) for day in days])
+    dataset = ingest([path], IngestConfig(granularity="1w", split=(0.4, 0.3, 0.3)))
+    assert dataset.time_axis.label(0).startswith("2017-10-30")
+    assert dataset.details["gaps"]["num_missing_days"] == 0
+
+
 def test_details_survive_saving(tmp_path, event_file):
     path = event_file()
     dataset = ingest([str(path)], HOURLY)
@@ -241,6 +249,14 @@ def test_quadruple_times_that_do_not_fit_are_refused(tmp_path, time):
     source = write_folder(tmp_path, train="0 0 1 0\n1 0 0 1\n", valid=f"0 0 1 {time}\n", stat="2 1\n")
     with pytest.raises(DataError, match=r"times span|as integers"):
         ingest([source], IngestConfig())
+
+
+def test_quadruple_ids_may_be_large(tmp_path):
+    lines = "".join(f"{10**12 + i % 2}\t0\t7\t{i}\n" for i in range(4))
+    folder = write_folder(tmp_path / "q", train=lines[:40], valid=lines[40:])
+    dataset = ingest([folder], IngestConfig())
+    assert dataset.entities == ("1000000000000", "1000000000001", "7")
+    assert dataset.facts[:, [0, 2]].tolist() == [[0, 2], [1, 2], [0, 2], [1, 2]]
 
 
 def test_quadruple_folder_by_hand(tmp_path):

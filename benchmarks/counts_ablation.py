@@ -57,7 +57,7 @@ def train(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     context = CountContext.build(dataset, model)
     context.tables = without(context.tables)
     given = TrainConfig(epochs=arguments.epochs, lr=arguments.lr, seed=arguments.seed)
-    config = resolve(given, jax.devices()[0])
+    config = resolve(given, jax.devices()[0], "counts")
     plan, trainer, state, data = prepare(dataset, None, context, model=model, config=config)
 
     def validate(state: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _one_step(model: ModelType) -> float:
         model_type=model, num_entities=dataset.num_entities, num_relations=dataset.num_relations, **_TINY
     )
     history = build_for(dataset, window=tiny.history_window) if uses_vocabulary(tiny) else None
-    config = resolve(TrainConfig(batch_size=_BATCH_SIZE, precision="f32", remat=False), jax.devices()[0])
+    config = resolve(TrainConfig(batch_size=_BATCH_SIZE, precision="f32", remat=False), jax.devices()[0], model)
     context = build_context(dataset, history, tiny)
     plan, trainer, state, data = prepare(dataset, history, context, model=tiny, config=config)
     taken: list[int] = []

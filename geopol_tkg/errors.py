@@ -1,5 +1,8 @@
 """Errors that users can cause. Each message is one line: what is wrong, where, and what to do."""
 
+import difflib
+from collections.abc import Collection
+
 
 class GeopolTkgError(Exception):
     """An expected failure; the command line prints its message and exits with 1."""
@@ -7,6 +10,16 @@ class GeopolTkgError(Exception):
 
 class DataError(GeopolTkgError):
     """Event files or a dataset that cannot be used as they are."""
+
+
+def unknown_label(label: str, known: Collection[str], what: str) -> DataError:
+    """An entity or relation that a model does not know, with the nearest that it does."""
+    folded = {name.casefold(): name for name in known}
+    wanted = str(label).casefold()
+    longer = [name for name in folded if wanted and name.startswith(wanted)][:3]
+    near = longer or difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(folded[name] for name in near)}?" if near else ""
+    return DataError(f"{what} {label!r} is unknown to the model{hint}")
 
 
 class CheckpointError(GeopolTkgError):

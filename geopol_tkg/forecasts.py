@@ -1,6 +1,5 @@
 """From a checkpoint to a forecaster on a dataset, its own or another; and forecasts by label."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from geopol_tkg.data.alignment import Alignment, align
 from geopol_tkg.data.cameo_words import relation_meaning
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
-from geopol_tkg.errors import CheckpointError, DataError
+from geopol_tkg.errors import CheckpointError, DataError, unknown_label
 from geopol_tkg.explain import Past
 from geopol_tkg.models.base import Forecaster, ScoreFunction
 from geopol_tkg.models.ensemble import EnsembleForecaster, Member
@@ -281,8 +280,4 @@ def look_up(label: str, ids: dict[str, int], what: str) -> int:
     """
     if label in ids:
         return ids[label]
-    wanted = label.upper()
-    longer = [known for known in ids if known.startswith(wanted)][:3] if wanted else []
-    near = longer or difflib.get_close_matches(wanted, ids, n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise DataError(f"{what} {label!r} is unknown to the model{hint}")
+    raise unknown_label(label, ids, what)

@@ -105,6 +105,31 @@ def test_without_unknown_labels_the_metrics_are_the_same(stem):
     assert multi.metrics()["mrr"] == pytest.approx(own_multi.metrics()["mrr"], abs=1e-12)
 
 
+def test_probabilities_of_a_dataset_without_some_entities_of_the_model(stem):
+    """Only queries whose subject or relation is unknown have none; the others' are those among its entities."""
+    whole = make_dataset()
+    gone = int(whole.facts[-1, 0])
+    kept = whole.facts[(whole.facts[:, [0, 2]] != gone).all(axis=1)]
+    entities = tuple(label for i, label in enumerate(whole.entities) if i != gone)
+    kept[:, [0, 2]] -= kept[:, [0, 2]] > gone
+    model = load_model(stem, replace(whole, entities=entities, facts=kept))
+    ranks = evaluate(model.forecaster(), model.dataset, temperature=2.0)
+    assert ranks.probabilities.is_known.all()
+    scores = (
+        np.concatenate(
+            [
+                model.forecaster().at(int(t))(ranks.subject[ranks.time == t], ranks.relation[ranks.time == t])
+                for t in np.unique(ranks.time)
+            ]
+        )
+        / 2.0
+    )
+    wanted = np.exp(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+    order = np.argsort(ranks.time, kind="stable")
+    found = ranks.probabilities.of_targets()[order]
+    np.testing.assert_allclose(found, wanted[np.arange(len(wanted)), ranks.object[order]], rtol=1e-4)
+
+
 def test_a_dataset_without_known_labels_is_refused(stem):
     strangers = Dataset(("X", "Y"), ("042",), np.array([(0, 0, 1, 0)], np.int32), Split(1, 2), TimeAxis(0, DAY, "1d"))
     with pytest.raises(DataError, match="no fact among labels that the model knows"):
@@ -223,13 +248,17 @@ def test_seen_before_and_last_seen_by_a_loop(stem):
     [
         ("chyna", "; did you mean CHINA?"),
         ("ira", "; did you mean IRAN, IRANIAN, IRAQ?"),
+        ("barack obama", "; did you mean Barack Obama?"),
+        ("citi", "; did you mean Citizen (India)?"),
         ("@", ""),
         ("", ""),
     ],
 )
 def test_suggestions(label, hint):
     with pytest.raises(DataError) as error:
-        look_up(label, {"IRAN": 0, "IRANIAN": 1, "IRAQ": 2, "CHINA": 3}, "entity")
+        look_up(
+            label, {"IRAN": 0, "IRANIAN": 1, "IRAQ": 2, "CHINA": 3, "Barack Obama": 4, "Citizen (India)": 5}, "entity"
+        )
     assert str(error.value) == f"entity {label!r} is unknown to the model{hint}"
 
 

@@ -22,7 +22,7 @@ def device():
 
 
 def test_bf16_and_remat_are_the_defaults(device):
-    config = resolve(TrainConfig(), device)
+    config = resolve(TrainConfig(), device, "tirgn")
     assert (config.precision, config.remat, config.device) == ("bf16", True, "gpu")
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from small_world import make_checkpoint, make_config, make_dataset
 
 from geopol_tkg.cli import app
-from geopol_tkg.config import TrainConfig
+from geopol_tkg.config import ModelConfig, TrainConfig
 from geopol_tkg.data.cameo import EVENT_CODES, ROOT_CODES
 from geopol_tkg.data.cameo_words import MEANINGS, meaning
 from geopol_tkg.data.time_axis import TimeAxis
@@ -202,6 +202,24 @@ def test_the_training_command_has_options_that_exist(dataset):
     known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
     fields = {"--num-channels"}  # of make_config, not an option
     assert {word for word in words if word.startswith("--")} - fields <= known
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "wanted"),
+    [
+        ("counts", {"half_lives": (1.0, 8.0)}, {"half_lives": "1.0,8.0", "count_prior": None}),
+        ("tirgn", {"half_lives": (1.0, 8.0), "count_prior": True}, {"count_prior": Path("COUNTS"), "lr": 0.5}),
+    ],
+)
+def test_the_training_command_can_be_parsed(dataset, model, changed, wanted):
+    config = ModelConfig(model_type=model, num_entities=3, num_relations=2, **changed)
+    settings = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | {"lr": 0.5, "precision": "f32"}
+    checkpoint = replace(make_checkpoint(config, dataset, {}), settings=settings)
+    command = typer.main.get_command(app).commands["train"]
+    given = command.make_context("train", shlex.split(train_command(checkpoint, Path("m")))[2:]).params
+    assert given["half_lives"] == wanted.get("half_lives", given["half_lives"])
+    assert {name: given[name] for name in wanted} == wanted
+    assert (given["model"], given["precision"]) == (model, "f32")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """What all commands share: the app, its output channels, common options."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -55,9 +56,13 @@ class Output:
         Output.traceback_wanted = self.verbose
 
     def note(self, text: str) -> None:
-        """A log line."""
-        if not self.quiet:
+        """A log line; nobody may be left who reads it."""
+        if self.quiet:
+            return
+        try:
             print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            silence(sys.stderr)
 
     def detail(self, text: str) -> None:
         """A log line for --verbose."""
@@ -79,6 +84,11 @@ class Output:
             console.print(table)
         rows = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
         print(title, *rows, *lines, sep="\n", flush=True)
+
+
+def silence(stream: TextIO) -> None:
+    """Send a stream nowhere: what is written to it, and what it still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def new_table(*columns: str) -> "Table":

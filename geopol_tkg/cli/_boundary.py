@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from geopol_tkg.cli._app import Output, app
+from geopol_tkg.cli._app import Output, app, silence
 from geopol_tkg.cli._signals import exit_on_sigterm
 from geopol_tkg.errors import GeopolTkgError, UsageError
 
@@ -18,6 +18,8 @@ _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]  # typer exports 
 def run_app() -> int:
     """Run the command line; its exit code."""
     exit_on_sigterm()
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -26,7 +28,7 @@ def run_app() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 1
     except _WrongUsage as error:
         return _report(error, _usage_message(error), code=2)

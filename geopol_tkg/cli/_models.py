@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from geopol_tkg.checkpoint import checkpoint_paths, load_checkpoint
+from geopol_tkg.checkpoint import checkpoint_paths, load_checkpoint, read_manifest
 from geopol_tkg.cli._app import Output
 from geopol_tkg.cli._options import open_dataset
 from geopol_tkg.config import Protocol, SplitName
@@ -66,14 +66,13 @@ def shared_dataset(names: Sequence[str]) -> Dataset | None:
     for name in named:
         _require_members(name)
     stems = [Path(member) for name in named for member in member_names(name)]
-    checkpoints = [load_checkpoint(stem) for stem in stems]
-    hashes = [checkpoint.dataset["content_hash"] for checkpoint in checkpoints]
+    hashes = [read_manifest(checkpoint_paths(stem)[1])["dataset"]["content_hash"] for stem in stems]
     for stem, found in zip(stems, hashes, strict=True):
         if found != hashes[0]:
             raise UsageError(
                 f"{stems[0]} and {stem} were trained on different datasets; name one to compare them on with --data"
             )
-    return training_dataset(checkpoints[0], stems[0]) if stems else None
+    return training_dataset(load_checkpoint(stems[0]), stems[0]) if stems else None
 
 
 def _horizon(dataset: Dataset, split: SplitName, protocol: Protocol) -> int | None:

@@ -34,6 +34,16 @@ def finite(value: float) -> float:
     return value
 
 
+def require_file(path: Path | None, flag: str) -> None:
+    """Refuse to write a file where a folder is, before the work for it.
+
+    Raises:
+        UsageError: it is a folder.
+    """
+    if path is not None and path.is_dir():
+        raise UsageError(f"{flag} {path}: a folder; name a file")
+
+
 def positive(value: float) -> float:
     """Callback of options that are numbers above 0."""
     if not finite(value) > 0:

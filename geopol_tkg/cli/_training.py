@@ -1,6 +1,7 @@
 """Training from the command line: run, show, log, report. Loads jax; imported in bodies."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 import typer
 
 from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
-from geopol_tkg.cli._app import Output, new_table, plain
+from geopol_tkg.cli._app import Output, new_table, plain, silence
 from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
 from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
@@ -79,7 +80,12 @@ def train(
     table = new_table("", "")
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), plain(_shown(content[name])))
-    output.result(content, f"Trained {model.model_type}: {content['status'].replace('_', ' ')}", table)
+    try:
+        output.result(content, f"Trained {model.model_type}: {content['status'].replace('_', ' ')}", table)
+    except BrokenPipeError:  # a signal to the group ends the reader too
+        if content["status"] != "interrupted":
+            raise
+        silence(sys.stdout)
     if content["status"] == "interrupted":
         raise typer.Exit(signals.exit_code)
 

@@ -47,6 +47,7 @@ def command(
     output = Output(json=json, quiet=quiet, verbose=verbose)
     if len(models) < 2:
         raise UsageError("compare needs two models or more")
+    opt.require_file(output_path, "--output")
     opt.choose_device(device)
     dataset = None if data is None else opt.open_dataset(data)
     content = compare(models, dataset=dataset, split=split, pass_threshold=pass_threshold, output=output)

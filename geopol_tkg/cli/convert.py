@@ -53,6 +53,9 @@ def command(
     than the tolerance.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
+    opt.require_file(output_path, "--output")
+    if output_path is not None and output_path.suffix == ".md":
+        raise UsageError(f"--output {output_path}: the model card has this name; name a file that ends otherwise")
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
     from geopol_tkg.convert import SUFFIXES, convert

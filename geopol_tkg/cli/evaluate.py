@@ -57,6 +57,7 @@ def command(
 ) -> None:
     """Measure a model: all queries of a split, both directions, time-aware filter, realistic ties."""
     output = Output(json=json, quiet=quiet, verbose=verbose)
+    opt.require_file(ranks, "--ranks")
     opt.choose_device(device)
     name = checkpoint or str(opt.default_checkpoint(output))
     dataset = None if data is None else opt.open_dataset(data)

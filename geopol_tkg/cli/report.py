@@ -11,7 +11,7 @@ import typer
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import DEFAULT_MODEL_DIR, SplitName
-from geopol_tkg.errors import CheckpointError, UsageError
+from geopol_tkg.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,8 +55,7 @@ def command(
     from geopol_tkg.report.page import page
 
     output = Output(json=json, quiet=quiet, verbose=verbose)
-    if output_path.is_dir():
-        raise UsageError(f"--output {output_path}: a folder; name a file")
+    opt.require_file(output_path, "--output")
     opt.choose_device(device)
     dataset = None if data is None else opt.open_dataset(data)
     names = _expanded(runs or [DEFAULT_MODEL_DIR])

@@ -26,20 +26,25 @@ from geopol_tkg.errors import UsageError
 _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
 _COUNTS_ONLY = ("half_lives",)
+_TIRGN_ONLY = ("history_rate", "history_window", "history_mask_mode")
+_STATIC_ONLY = ("static_angle", "static_weight")
 _NETWORKS_ONLY = (
     "history_length",
-    "history_rate",
-    "history_window",
-    "history_mask_mode",
+    *_TIRGN_ONLY,
     "embedding_dim",
     "num_layers",
     "dropout",
     "static_graph",
-    "static_angle",
-    "static_weight",
+    *_STATIC_ONLY,
     "task_weight",
+    "precision",
     "remat",
 )
+_WITHOUT_EFFECT: dict[ModelType, tuple[str, ...]] = {
+    "counts": _NETWORKS_ONLY,
+    "regcn": (*_COUNTS_ONLY, *_TIRGN_ONLY),
+    "tirgn": _COUNTS_ONLY,
+}
 
 
 def _model(text: str, *flags: str, **more: Any) -> typer.models.OptionInfo:
@@ -200,7 +205,9 @@ def command(
     options = options_with_origins(context)
     of_ingest = given(options, [name for name in vars(ingest_config) if name != "seed"])
     data = open_or_ingest(dataset, ingest_config, of_ingest, output)
-    _tell_what_has_no_effect(options, model, output)
+    _tell_what_has_no_effect(options, _WITHOUT_EFFECT[model], f"on --model {model}", output)
+    if model != "counts" and not static_graph:
+        _tell_what_has_no_effect(options, _STATIC_ONLY, "without --static-graph", output)
     sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
     if static_graph:
         if embedding_dim % 2:
@@ -226,12 +233,13 @@ def command(
     )
 
 
-def _tell_what_has_no_effect(options: dict[str, dict[str, Any]], model: ModelType, output: Output) -> None:
-    """Options that were given and are another model's."""
-    others = _NETWORKS_ONLY if model == "counts" else _COUNTS_ONLY
-    if found := given(options, others):
+def _tell_what_has_no_effect(
+    options: dict[str, dict[str, Any]], names: tuple[str, ...], where: str, output: Output
+) -> None:
+    """Those of the names that were given."""
+    if found := given(options, names):
         flags = ", ".join("--" + name.replace("_", "-") for name in found)
-        output.note(f"no effect on --model {model}: {flags}")
+        output.note(f"no effect {where}: {flags}")
 
 
 def _given(config_type: type, chosen: dict[str, Any], **others: Any) -> dict[str, Any]:

@@ -40,8 +40,11 @@ class Probabilities:
 
     @property
     def is_known(self) -> np.ndarray:
-        """Whether the network knows subject and relation; else its scores are no probabilities: bool [q]."""
-        return np.abs(self.log_sum) < _SUMS_TO_ONE
+        """Whether the network knows subject and relation; else its scores are all 0, no probabilities: bool [q].
+
+        The sum is below 1 where the network knows entities that are not in the dataset.
+        """
+        return self.log_sum < _SUMS_TO_ONE
 
     def of_targets(self) -> np.ndarray:
         """Probability of each target, NaN where the network knows nothing of the query: float64 [q]."""

@@ -124,17 +124,26 @@ def true_answers(ranks: Ranks, row: int) -> frozenset[int]:
 
 
 def train_command(checkpoint: Checkpoint, model_dir: Path) -> str:
-    """The command that trains a network like this one: all settings that are not the defaults."""
+    """The command that trains a model like this one: all settings that are not the defaults.
+
+    Which counting model a network began with is not known; COUNTS stands for it.
+    """
     given = {**asdict(checkpoint.config), **checkpoint.settings}
     given |= {"static_graph": checkpoint.config.num_words > 0, "model_dir": str(model_dir)}
     defaults = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
     defaults |= {"static_graph": False, "model_dir": DEFAULT_MODEL_DIR}
     words = ["geopol-tkg", "train", str(checkpoint.dataset["path"]), "--model", checkpoint.config.model_type]
+    if given.pop("count_prior"):  # which has its half-lives
+        words += ["--count-prior", "COUNTS"]
+        del given["half_lives"]
     for name, value in given.items():
         if name in _NOT_OPTIONS or value is None or value == defaults.get(name):
             continue
         flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
 
 

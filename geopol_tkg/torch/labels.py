@@ -1,11 +1,10 @@
 """From labels to ids, with a hint where a label is unknown."""
 
-import difflib
 from typing import Any
 
 import numpy as np
 
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, unknown_label
 
 
 class Labels:
@@ -23,12 +22,7 @@ class Labels:
         """
         if label in self.ids:
             return self.ids[label]
-        folded = {known.casefold(): known for known in self.ids}
-        wanted = str(label).casefold()
-        longer = [known for known in folded if wanted and known.startswith(wanted)][:3]
-        near = longer or difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(folded[match] for match in near)}?" if near else ""
-        raise DataError(f"{self.what} {label!r} is unknown to the model{hint}")
+        raise unknown_label(label, self.ids, self.what)
 
 
 def checked_ids(ids: Any, size: int, what: str) -> np.ndarray:

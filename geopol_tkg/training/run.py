@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from geopol_tkg.checkpoint import (
     save_checkpoint,
     settle_checkpoint,
 )
-from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.errors import CheckpointError, TrainingError
@@ -130,13 +130,14 @@ class TrainingRun:
         prior: Checkpoint | None = None,
     ) -> None:
         self.device = jax.devices()[0]
-        self.config = resolve(config, self.device)
+        self.config = resolve(config, self.device, model.model_type)
         self.model = model
         self.files = files
         self.memory = MemoryMeter(self.device)
         self._dataset = dataset
         earlier = load_checkpoint(files.last) if resume else None
-        self._is_saved = earlier is not None
+        self._is_new = earlier is None
+        self._is_saved = not self._is_new
         self._save_after = time.monotonic() + self.config.checkpoint_seconds
         if earlier is not None:
             self._refuse_other(earlier)
@@ -213,7 +214,7 @@ class TrainingRun:
         self.standing = result.standing
         if result.improved:
             save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
-        elif result.standing.best_epoch == 0 and (completed or result.stopped is not None):
+        elif result.standing.best_epoch == 0 and (completed or (self._is_new and result.stopped is not None)):
             remove_checkpoint(self.files.best)  # what an overwritten run left would pass for this one's
         if completed:
             logger.log(result.standing.epoch, self._metrics(result))
@@ -371,17 +372,20 @@ def with_prior(parameters: Any, prior: Checkpoint) -> Any:
     return fill(parameters, arrays, source=prior.source)
 
 
-def resolve(config: TrainConfig, device: jax.Device) -> TrainConfig:
-    """Settings with ``auto`` replaced by what suits the device: bf16 and remat on a GPU."""
+def resolve(config: TrainConfig, device: jax.Device, model: ModelType) -> TrainConfig:
+    """Settings with ``auto`` replaced by what suits the device: bf16 and remat for networks on a GPU."""
     on_gpu = device.platform == "gpu"
     if config.device == "gpu" and not on_gpu:
         raise TrainingError(
             f"--device gpu was asked for, but jax sees only {device.platform}: install "
             "'geopol-tkg[cuda13]' (or cuda12) and check the driver with nvidia-smi"
         )
+    device_used: Literal["gpu", "cpu"] = "gpu" if on_gpu else "cpu"
+    if model == "counts":  # which has little to multiply and nothing to recompute
+        return replace(config, precision="f32", remat=False, device=device_used)
     precision = config.precision if config.precision != "auto" else ("bf16" if on_gpu else "f32")
     remat = on_gpu if config.remat is None else config.remat
-    return replace(config, precision=precision, remat=remat, device="gpu" if on_gpu else "cpu")
+    return replace(config, precision=precision, remat=remat, device=device_used)
 
 
 def _counters(state: TrainState) -> dict[str, float | int]:

@@ -89,7 +89,7 @@ class TrainingLogger:
         self._writer.add_text("summary", _as_text(summary), self._next_epoch - 1)
         self._writer.close()
         self._to_wandb(lambda run: run.summary.update(dict(summary)))
-        self._to_wandb(lambda run: run.finish())
+        self._to_wandb(lambda run: run.finish(exit_code=int(summary["status"] == "failed")))
 
     def _append(self, epoch: int, metrics: Mapping[str, float]) -> None:
         record = {"model": self._model, "epoch": epoch, "wall_time": round(time.time(), 3), **metrics}

@@ -57,6 +57,10 @@ WRONG_USAGE = {
         ("train", "sample", "--granularity", "1d", *SMALL),
         "--granularity changes nothing about the bundled sample",
     ),
+    "a card": (("convert", "--output", "x.md"), "the model card has this name"),
+    "a folder for ranks": (("eval", "--ranks", "data"), "--ranks data: a folder; name a file"),
+    "a folder for a report": (("compare", BEST, "frequency", "--output", "data"), "a folder; name a file"),
+    "a folder for weights": (("convert", "--output", "data"), "a folder; name a file"),
     "mixed sources": (("ingest", "quadruples", "events.parquet", "--out", "new"), "a quadruple folder"),
 }
 

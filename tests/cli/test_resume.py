@@ -230,6 +230,43 @@ def started(program, moment):
 
 
 @pytest.mark.slow
+def test_a_log_that_nobody_reads_stops_nothing(world, program):
+    process = started(program, "compiling")
+    process.stderr.close()
+    process.stderr = None
+    while not BEST.exists() or json.loads(BEST.with_suffix(".json").read_text())["epoch"] < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    content = json.loads(process.communicate(timeout=60)[0])
+    assert (process.returncode, content["status"]) == (143, "interrupted")
+    assert content["epochs_trained"] >= 2
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_with_the_run_changes_no_exit_code(world, program):
+    process = started(program, "compiling")
+    process.stdout.close()
+    process.stdout = None
+    os.kill(process.pid, signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "Error" not in err
+
+
+def test_closed_streams(world, program):
+    for closed, out in (("2>&-", True), (">&- 2>&-", False)):
+        line = f'exec "$@" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", PROGRAM, "predict", "ENTITY 1", "042", "--json"],
+            env=program.environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        assert done.stdout.count(b"\n") == int(out)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(world, program, number):
     process = started(program, "compiling")
@@ -274,6 +311,17 @@ def test_an_overwritten_run_that_is_killed_leaves_nothing_of_the_old_one_to_resu
         assert call(*TRAIN, "--overwrite", "--epochs", "5", "--seed", "1").code == 130
     assert json.loads(LAST.with_suffix(".json").read_text())["settings"]["seed"] == 1
     assert not np.array_equal(arrays_of(LAST)["encoder/entity_embedding"], old["encoder/entity_embedding"])
+
+
+def test_a_resumed_run_that_stops_at_once_keeps_its_best_checkpoint(finished):
+    """As after a kill between the save of the best checkpoint and that of the last one."""
+    shutil.rmtree("models")
+    assert call(*TRAIN, "--overwrite", "--max-time", "1e-9", "--json").json()["epochs_trained"] == 0
+    ahead = {suffix: BEST.with_suffix(suffix) for suffix in (".npz", ".json")}
+    for suffix, path in ahead.items():
+        shutil.copy(LAST.with_suffix(suffix), path)
+    assert call(*TRAIN, "--resume", "--max-time", "1e-9", "--json").json()["epochs_trained"] == 0
+    assert all(path.exists() for path in ahead.values())
 
 
 def test_logs_of_another_run_are_not_replaced_unasked(finished):

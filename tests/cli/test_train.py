@@ -261,7 +261,7 @@ class Run:
     summary = {}
     def log(self, metrics, step):
         raise ConnectionError("the network\\nis down")
-    def finish(self):
+    def finish(self, exit_code):
         raise AssertionError("finished although it failed")
 def Settings(**_options):
     return None

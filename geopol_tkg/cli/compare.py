@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
-_REMARKS = ("unknown_entities", "unknown_relations", "overlaps_training")
-_FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
-
 
 @app.command("compare")
 def command(
@@ -64,8 +61,9 @@ def compare(
 ) -> dict[str, Any]:
     """Evaluate every model and compare the first with the last: the command's JSON."""
     from geopol_tkg.cli._models import shared_dataset
-    from geopol_tkg.cli.evaluate import METRICS, evaluate_named
+    from geopol_tkg.cli.evaluate import REMARKS, evaluate_named
     from geopol_tkg.evaluation.compare import gate, paired_difference
+    from geopol_tkg.evaluation.ranking import METRICS
 
     all_ranks: list[Ranks] = []
     rows = []
@@ -77,7 +75,7 @@ def compare(
             name, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
         )
         all_ranks.append(ranks)
-        kept = (*METRICS, "strata", *(name for name in _REMARKS if name in metrics))
+        kept = (*METRICS, "strata", *(name for name in REMARKS if name in metrics))
         rows.append({"name": name, **{key: metrics[key] for key in kept}})
     difference: dict[str, Any] = paired_difference(all_ranks[0], all_ranks[-1])
     return {
@@ -92,7 +90,7 @@ def compare(
 
 
 def _table(content: dict[str, Any]) -> "Table":
-    from geopol_tkg.cli.evaluate import METRICS, format_metric
+    from geopol_tkg.evaluation.ranking import METRICS, format_metric
 
     table = new_table("model", *METRICS, "MRR seen", "MRR unseen")
     for row in content["models"]:
@@ -103,8 +101,10 @@ def _table(content: dict[str, Any]) -> "Table":
 
 
 def _verdict(content: dict[str, Any]) -> tuple[str, ...]:
+    from geopol_tkg.evaluation.compare import FEW_TIMESTAMPS
+
     few = content["num_timestamps"]
-    caution = (f"only {few} timestamps to resample: interval and p are rough",) if few < _FEW_TIMESTAMPS else ()
+    caution = (f"only {few} timestamps to resample: interval and p are rough",) if few < FEW_TIMESTAMPS else ()
     first, last = (content["models"][i]["name"] for i in (0, -1))
     interval = "no interval (one timestamp)"
     if content["ci_low"] is not None:

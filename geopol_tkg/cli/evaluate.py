@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.results import Ranks
 
-METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
+REMARKS = ("unknown_entities", "unknown_relations", "overlaps_training")  # where there is something to remark
 
 
 @app.command("eval")
@@ -115,6 +115,8 @@ def evaluate_named(
 
 def _table(content: dict[str, Any]) -> "Table":
     """Metrics over all queries, by direction and by stratum."""
+    from geopol_tkg.evaluation.ranking import METRICS, format_metric
+
     table = new_table("queries", "count", *METRICS)
     rows = {"all": content, "object (s, r, ?)": content["object"], "subject (?, r, o)": content["subject"]}
     rows |= {name.replace("_", " "): part for name, part in content["strata"].items()}
@@ -132,13 +134,6 @@ def _calibration_lines(calibration: dict[str, Any] | None) -> tuple[str, ...]:
         f"calibration: ECE {calibration['ece']:.4f}, NLL {calibration['nll']:.4f} at temperature "
         f"{calibration['temperature']:.4f}; {plain_values['ece']:.4f} and {plain_values['nll']:.4f} without it",
     )
-
-
-def format_metric(value: float | None) -> str:
-    """Four digits; a dash where a stratum has no queries."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if value <= 1 else f"{value:.1f}"
 
 
 def _write_ranks(ranks: "Ranks", path: Path) -> None:

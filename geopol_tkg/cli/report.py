@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from geopol_tkg.report.content import Example, Model, Report
 
 _BASELINES = ("recurrency", "frequency")
-_REMARKS = ("unknown_entities", "unknown_relations", "overlaps_training")
 
 
 @app.command("report")
@@ -162,12 +161,13 @@ def _examples(
 
 
 def _summary(content: "Report", path: Path) -> dict[str, Any]:
-    from geopol_tkg.cli.evaluate import METRICS
+    from geopol_tkg.cli.evaluate import REMARKS
+    from geopol_tkg.evaluation.ranking import METRICS
 
     rows = []
     for model in content.models:
         low, high = model.interval or (None, None)
-        kept = (*METRICS, "object", "subject", "strata", *(name for name in _REMARKS if name in model.metrics))
+        kept = (*METRICS, "object", "subject", "strata", *(name for name in REMARKS if name in model.metrics))
         rows.append(
             {
                 "name": model.name,
@@ -190,7 +190,7 @@ def _summary(content: "Report", path: Path) -> dict[str, Any]:
 
 
 def _table(content: dict[str, Any]) -> "Table":
-    from geopol_tkg.cli.evaluate import METRICS, format_metric
+    from geopol_tkg.evaluation.ranking import METRICS, format_metric
 
     table = new_table("model", *METRICS)
     for row in content["models"]:

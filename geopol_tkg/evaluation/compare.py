@@ -9,6 +9,8 @@ from scipy import stats
 from geopol_tkg.errors import DataError
 from geopol_tkg.evaluation.results import Ranks
 
+FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
+
 
 def paired_difference(
     first: Ranks, last: Ranks, *, seed: int = 0, resamples: int = 2000

@@ -40,3 +40,10 @@ def metrics(ranks: np.ndarray) -> dict[str, float | None]:
         return dict.fromkeys(METRICS)
     hits = {f"hits_at_{k}": float((ranks <= k).mean()) for k in (1, 3, 10)}
     return {"mrr": float((1 / ranks).mean()), **hits, "mean_rank": float(ranks.mean())}
+
+
+def format_metric(value: float | None) -> str:
+    """Four digits; a dash where a stratum has no queries."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value <= 1 else f"{value:.1f}"

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from geopol_tkg.evaluation.ranking import format_metric
 from geopol_tkg.report import chart
 from geopol_tkg.report.chart import Series
 from geopol_tkg.report.content import Report, by_relation, over_time
-from geopol_tkg.report.html import figure, figure_of, legend
+from geopol_tkg.report.html import figure_of, legend
 from geopol_tkg.report.words import relation_words, time_words
 
 _RELATIONS = 12
@@ -109,7 +110,7 @@ def times(report: Report) -> Iterator[str]:
     )
     drawn = chart.line_chart(series, slug="time", title="MRR over time", description=f"{means}.", x=x, y=y)
     rows = [
-        [escape(time_words(axis, time)), f"{count[i]:,}", *(figure(found[i]) for found in values)]
+        [escape(time_words(axis, time)), f"{count[i]:,}", *(format_metric(found[i]) for found in values)]
         for i, time in enumerate(xs)
     ]
     columns = ["from", "queries", *(model.name for model in report.models)]
@@ -139,10 +140,12 @@ def _dots(
     ]
     x = chart.linear_axis("MRR", [value for one in series for value, _ in one.points], from_zero=True)
     best = report.models[0].name
-    said = ", ".join(f"{name} {figure(value)}" for (name, _), value in zip(rows, values[0], strict=True))
+    said = ", ".join(f"{name} {format_metric(value)}" for (name, _), value in zip(rows, values[0], strict=True))
     drawn = chart.dot_plot(rows, series, slug=slug, title=title, description=f"{best}: {said}.", x=x)
     columns = ["", "queries", *(model.name for model in report.models)]
-    lines = [[escape(name), note, *(figure(found[i]) for found in values)] for i, (name, note) in enumerate(rows)]
+    lines = [
+        [escape(name), note, *(format_metric(found[i]) for found in values)] for i, (name, note) in enumerate(rows)
+    ]
     return legend(report.models) + figure_of(drawn, columns, lines)
 
 

@@ -39,13 +39,6 @@ def small(text: str) -> str:
     return f"<small>{escape(text)}</small>"
 
 
-def figure(value: float | None) -> str:
-    """As ``eval`` prints it."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if value <= 1 else f"{value:.1f}"
-
-
 def signed(value: float | None) -> str:
     """With its sign, minus being a minus."""
     return f"{value:+.4f}".replace("-", "−")

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from geopol_tkg.evaluation.compare import paired_difference
+from geopol_tkg.evaluation.compare import FEW_TIMESTAMPS, paired_difference
+from geopol_tkg.evaluation.ranking import METRICS, format_metric
 from geopol_tkg.report.content import Model, Report, eval_command, train_command
 from geopol_tkg.report.examples import examples
 from geopol_tkg.report.figures import calibration, curves, relations, strata, times
-from geopol_tkg.report.html import figure, signed, small, table
+from geopol_tkg.report.html import signed, small, table
 from geopol_tkg.report.style import STYLE
 from geopol_tkg.report.words import time_words
 
-_METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
-_FEW_TIMESTAMPS = 20  # fewer say little about how a difference varies
 # nothing may be fetched, not even by a label that slipped through
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -48,7 +47,7 @@ def verdict(report: Report) -> str:
     delta, low, high = found["delta"] or 0.0, found["ci_low"], found["ci_high"]
     side = "above" if delta >= 0 else "below"
     against = (
-        f"{first.name} reaches an MRR of {figure(first.metrics['mrr'])}, {abs(delta):.4f} {side} {best.name}, "
+        f"{first.name} reaches an MRR of {format_metric(first.metrics['mrr'])}, {abs(delta):.4f} {side} {best.name}, "
         "the best of the others"
     )
     if low is None or high is None:
@@ -65,7 +64,9 @@ def _head(report: Report) -> Iterator[str]:
     if sentence := verdict(report):
         yield f'<p class="lead">{escape(sentence)}</p>'
     values = [("MRR", "mrr"), ("Hits@1", "hits_at_1"), ("Hits@3", "hits_at_3"), ("Hits@10", "hits_at_10")]
-    tiles = [f'<div class="tile"><b>{figure(model.metrics[key])}</b><span>{name}</span></div>' for name, key in values]
+    tiles = [
+        f'<div class="tile"><b>{format_metric(model.metrics[key])}</b><span>{name}</span></div>' for name, key in values
+    ]
     yield f'<div class="tiles">{"".join(tiles)}</div>'
     counts = dataset.counts()
     step = f", steps of {dataset.time_axis.granularity}" if dataset.time_axis.granularity else ""
@@ -116,7 +117,7 @@ def _comparison(report: Report) -> Iterator[str]:
         columns += [f"MRR of {first.name} minus it", "p"]
     yield table(columns, rows)
     timestamps = len(np.unique(report.ranks.time))
-    if timestamps < _FEW_TIMESTAMPS:
+    if timestamps < FEW_TIMESTAMPS:
         yield f"<p>Only {timestamps} timestamps to resample: intervals and p are rough.</p>"
     yield from (f"<p>{escape(model.name)}: {escape(model.note)}.</p>" for model in report.models if model.note)
 
@@ -130,7 +131,7 @@ def _name_cell(model: Model) -> str:
 
 
 def _metric_cells(model: Model) -> list[str]:
-    cells = [figure(model.metrics[name]) for name in _METRICS]
+    cells = [format_metric(model.metrics[name]) for name in METRICS]
     between = model.interval
     cells[0] += small("no interval" if between is None else f"{between[0]:.4f} to {between[1]:.4f}")
     return cells

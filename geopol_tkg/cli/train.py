@@ -26,10 +26,11 @@ from geopol_tkg.errors import UsageError
 _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
 _COUNTS_ONLY = ("half_lives",)
-_TIRGN_ONLY = ("history_rate", "history_window", "history_mask_mode")
+_TIRGN_ONLY = ("history_rate", "history_mask_mode")  # the window is also that of the index kept with the dataset
 _STATIC_ONLY = ("static_angle", "static_weight")
 _NETWORKS_ONLY = (
     "history_length",
+    "history_window",
     *_TIRGN_ONLY,
     "embedding_dim",
     "num_layers",

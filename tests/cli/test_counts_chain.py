@@ -67,8 +67,13 @@ def test_half_lives_are_the_users_and_other_models_options_are_told(here):
     assert done.code == 0
     assert manifest("own/counts_best")["config"]["half_lives"] == [2.0, 8.5]
     assert "no effect on --model counts: --embedding-dim, --dropout" in done.err
-    done = call("train", "--model", "regcn", "--half-lives", "2", *SMALL, "--dry-run")
-    assert "no effect on --model regcn: --half-lives" in done.err
+    given = ("--half-lives", "2", "--history-rate", "0.9", "--static-angle", "3")
+    done = call("train", "--model", "regcn", *given, *SMALL, "--dry-run")
+    assert "no effect on --model regcn: --half-lives, --history-rate" in done.err
+    assert "no effect without --static-graph: --static-angle" in done.err
+    done = call("train", "--precision", "bf16", "--remat", "--dry-run")
+    assert "no effect on --model counts: --precision, --remat" in done.err
+    assert "f32, remat off" in done.err
 
 
 def test_a_step_of_counts_has_no_edges_and_no_options_of_networks(here, monkeypatch):

@@ -274,7 +274,6 @@ def test_a_file_in_the_way(world):
     for command in (
         ("compare", "frequency", "frequency", "--output", "file/report.json"),
         ("eval", "frequency", "--ranks", "file/ranks.parquet"),
-        ("eval", "frequency", "--ranks", "data"),
     ):
         before = listing(world)
         done = call(*command)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from geopol_tkg.cli import _app, run_app
 from geopol_tkg.data.events import mock_events
@@ -106,16 +107,24 @@ def program(request):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, program) -> Path:
-    """A folder in which the program has ingested, indexed and trained; not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    pq.write_table(even_events(), folder / "events.parquet")
+    """A folder in which the program has ingested, indexed and trained; not to be changed.
+
+    One for all workers of a run: the first that wants it makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "trained"
     steps = [
         ("ingest", "events.parquet", *SETTINGS),
         ("vocab",),
         ("train", "--model", "tirgn", *SMALL, "--epochs", "2"),
     ]
-    for step in steps:
-        (folder / f"{step[0]}.json").write_text(json.dumps(vars(program(*step, "--json", cwd=folder))))
+    with FileLock(base / "trained.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            pq.write_table(even_events(), folder / "events.parquet")
+            for step in steps:
+                (folder / f"{step[0]}.json").write_text(json.dumps(vars(program(*step, "--json", cwd=folder))))
     return folder
 
 

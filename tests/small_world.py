@@ -46,7 +46,7 @@ STATIC_GRAPH = StaticGraph.from_labels(["POLICE (A)", "A", "POLICE (B)", "B", *(
 def random_arrays(config, *, seed=0):
     """A network's arrays, all away from their initial values, variances positive."""
     network = build_network(config, key=jax.random.key(seed))
-    set_static_graph(network, STATIC_GRAPH)
+    set_static_graph(network, STATIC_GRAPH.edges)
     _, state = nnx.split(network)
     rng = np.random.default_rng(seed)
 

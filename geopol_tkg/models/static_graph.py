@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.data.static_graph import NUM_KINDS, StaticGraph
+from geopol_tkg.data.static_graph import NUM_KINDS
 from geopol_tkg.models.layers import l2_normalise, leaky_relu, xavier_relu
 
 _BLOCK = 2  # rows and columns of a diagonal block
@@ -58,8 +59,8 @@ def static_drift(static: Array, entities: Array, step: Array, angle: float) -> A
     return jnp.sum(jax.nn.relu(allowed - jnp.sum(static * l2_normalise(entities), axis=1)))
 
 
-def set_static_graph(network: nnx.Module, graph: StaticGraph) -> None:
-    """Put a graph's edges where a freshly built network has room for them."""
+def set_static_graph(network: nnx.Module, edges: ArrayLike) -> None:
+    """Put a static graph's edges, int32 [e, 3], where a freshly built network has room for them."""
     for _, module in nnx.iter_modules(network):
         if isinstance(module, StaticGraphLayer):
-            module.edges[...] = jnp.asarray(graph.edges)
+            module.edges[...] = jnp.asarray(edges)

@@ -10,11 +10,18 @@ from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import UsageError
 from geopol_tkg.models.count_forecaster import CountContext
-from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.registry import Context
 from geopol_tkg.training.counts import CountTrainer, plan_count_steps, put_count_data
 from geopol_tkg.training.plan import Plan, plan_steps
-from geopol_tkg.training.step import Trainer, TrainState, make_optimiser, make_trainer, put_step_data, start
+from geopol_tkg.training.step import (
+    LossSettings,
+    Trainer,
+    TrainState,
+    make_optimiser,
+    make_trainer,
+    put_step_data,
+    start,
+)
 
 
 class Prepared(NamedTuple):
@@ -79,6 +86,6 @@ def _counts(dataset: Dataset, context: CountContext, model: ModelConfig, config:
         dataset.facts_of("train"), sizes=context.sizes, num_relations=dataset.num_relations, config=config
     )
     optimiser = make_optimiser(config, len(plan))
-    graphdef, state = start(lambda key: CountModel(model, key=key), optimiser, seed=config.seed)
-    trainer = CountTrainer(graphdef, optimiser, config, jnp.float32, False)
+    graphdef, state = start(model, optimiser, seed=config.seed)
+    trainer = CountTrainer(graphdef, optimiser, LossSettings.of(config), jnp.float32, False)
     return Prepared(plan, trainer, state, put_count_data(plan, context.tables))

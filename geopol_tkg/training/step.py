@@ -1,9 +1,8 @@
 """The jitted optimiser step: one evolution, the queries of one timestamp, both tasks."""
 
+import functools
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.config import ModelConfig, Optimiser, TrainConfig
 from geopol_tkg.data.counts import CountTables
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
@@ -23,8 +22,9 @@ from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
 from geopol_tkg.models.layers import DTypeLike, split_key
-from geopol_tkg.models.network import History, Network, Prior, build_network
+from geopol_tkg.models.network import History, Network, Prior
 from geopol_tkg.models.past import past_of
+from geopol_tkg.models.registry import build_model
 from geopol_tkg.models.sampling import Sample, draw, entries_of
 from geopol_tkg.models.static_graph import set_static_graph
 from geopol_tkg.training.plan import StepPlan, StepShape
@@ -62,9 +62,22 @@ class StepData(NamedTuple):
     tables: CountTables | None = None  # of a network with a counting model
 
 
+class LossSettings(NamedTuple):
+    """The settings of :class:`geopol_tkg.config.TrainConfig` of these names: what a loss is compiled with."""
+
+    task_weight: float
+    static_weight: float
+    num_negatives: int
+    label_smoothing: float
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "LossSettings":
+        return cls(*(getattr(config, name) for name in cls._fields))
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """Settings that are compiled into a step.
+    """Settings that are compiled into a step; equal ones share compiled programs.
 
     Attributes:
         graphdef: the network's structure.
@@ -75,7 +88,7 @@ class Trainer:
 
     graphdef: nnx.GraphDef[Any]
     optimiser: optax.GradientTransformation
-    config: TrainConfig
+    config: LossSettings
     compute_dtype: DTypeLike
     remat: bool
 
@@ -85,7 +98,7 @@ class Trainer:
     ) -> tuple[Array, tuple[Array, Any]]:
         """Mean loss of a plan step; beside it the number of queries and the new running statistics."""
 
-    @partial(jax.jit, static_argnames=("self", "shape"), donate_argnames=("state",))
+    @functools.partial(jax.jit, static_argnames=("self", "shape"), donate_argnames=("state",))
     def step(self, state: TrainState, data: Any, order: Array, key: Array, *, shape: Any) -> TrainState:
         """The optimiser step that comes next.
 
@@ -175,18 +188,31 @@ def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     warmup, total = round(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
     if warmup >= total:
         raise UsageError(f"--warmup-epochs {config.warmup_epochs:g} leaves nothing of --epochs {config.epochs}")
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else config.lr, config.lr, warmup, total)
-    return optax.warmup_constant_schedule(0.0 if warmup else config.lr, config.lr, warmup)
+    return _schedule(config.lr, warmup, total if config.schedule == "cosine" else None)
+
+
+@functools.lru_cache(maxsize=16)
+def _schedule(rate: float, warmup: int, total: int | None) -> optax.Schedule:
+    first = 0.0 if warmup else rate
+    if total is None:
+        return optax.warmup_constant_schedule(first, rate, warmup)
+    return optax.warmup_cosine_decay_schedule(first, rate, warmup, total)
 
 
 def make_optimiser(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
     """Clipped Adam, with L2 added to the gradient (as torch's Adam, and as published) or decoupled (AdamW)."""
     schedule = learning_rate(config, steps_per_epoch)
-    clip = [optax.clip_by_global_norm(config.grad_clip)] if config.grad_clip else []
-    if config.optimiser == "adamw":
-        return optax.chain(*clip, optax.adamw(schedule, weight_decay=config.weight_decay))
-    return optax.chain(*clip, optax.add_decayed_weights(config.weight_decay), optax.adam(schedule))
+    return _optimiser(config.optimiser, schedule, config.grad_clip, config.weight_decay)
+
+
+@functools.lru_cache(maxsize=16)  # the same object for the same settings, as equal trainers need
+def _optimiser(
+    name: Optimiser, schedule: optax.Schedule, grad_clip: float, weight_decay: float
+) -> optax.GradientTransformation:
+    clip = [optax.clip_by_global_norm(grad_clip)] if grad_clip else []
+    if name == "adamw":
+        return optax.chain(*clip, optax.adamw(schedule, weight_decay=weight_decay))
+    return optax.chain(*clip, optax.add_decayed_weights(weight_decay), optax.adam(schedule))
 
 
 def make_trainer(
@@ -212,30 +238,37 @@ def make_trainer(
         if config.num_negatives and value:
             raise UsageError(f"{name} concerns every entity: it cannot be used with --num-negatives")
     optimiser = make_optimiser(config, steps_per_epoch)
-
-    def build(key: Array) -> Network:
-        network = build_network(model, key=key)
-        if static_graph is not None:
-            set_static_graph(network, static_graph)
-        return network
-
-    graphdef, state = start(build, optimiser, seed=config.seed)
-    return NetworkTrainer(graphdef, optimiser, config, compute_dtype, remat), state
+    graphdef, state = start(model, optimiser, seed=config.seed, static_graph=static_graph)
+    return NetworkTrainer(graphdef, optimiser, LossSettings.of(config), compute_dtype, remat), state
 
 
 def start(
-    build: Callable[[Array], nnx.Module], optimiser: optax.GradientTransformation, *, seed: int
+    model: ModelConfig,
+    optimiser: optax.GradientTransformation,
+    *,
+    seed: int,
+    static_graph: StaticGraph | None = None,
 ) -> tuple[nnx.GraphDef[Any], TrainState]:
-    """Structure of what is built from a key, and the state that its training starts from."""
+    """Structure of a fresh model, and the state that its training starts from."""
+    edges = None if static_graph is None else static_graph.edges
+    return _structure(model), _initialise(np.uint32(seed % 2**32), edges, model=model, optimiser=optimiser)
 
-    @jax.jit
-    def initialise(seed: Array) -> TrainState:
-        _, parameters, statistics = nnx.split(build(jax.random.key(seed)), nnx.Param, FIXED)
-        return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
 
-    word = np.uint32(seed % 2**32)
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(word))))
-    return graphdef, initialise(word)
+@functools.lru_cache(maxsize=16)
+def _structure(model: ModelConfig) -> nnx.GraphDef[Any]:
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build_model(model, key=jax.random.key(0))))
+    return graphdef
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimiser"))
+def _initialise(
+    seed: Array, edges: Array | None, *, model: ModelConfig, optimiser: optax.GradientTransformation
+) -> TrainState:
+    network = build_model(model, key=jax.random.key(seed))
+    if edges is not None:
+        set_static_graph(network, edges)
+    _, parameters, statistics = nnx.split(network, nnx.Param, FIXED)
+    return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
 
 
 def initial_state(parameters: Any, statistics: Any, optimiser: Any, *, step: Array) -> TrainState:
@@ -292,7 +325,7 @@ def _sampled(
     facts: Array,
     slices: Array,
     shape: StepShape,
-    config: TrainConfig,
+    config: LossSettings,
     key: Array,
 ) -> tuple[Window, Sample]:
     """A sample of entities, and a window that evolves no others than a step reads, where that is fewer."""

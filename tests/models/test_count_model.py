@@ -251,17 +251,22 @@ def _dense_filtered(state, past, subjects, relations, targets, excluded, *, shap
     return jnp.sum(nll), nll
 
 
-@pytest.mark.parametrize("time", [FIRST, 4, LAST])
+ASKED = {time: rows[rows[:, 3] == time] for rows in [with_inverses(FACTS, R)] for time in (FIRST, 4, LAST)}
+MOST = max(map(len, ASKED.values()))
+
+
+@pytest.mark.parametrize("time", ASKED)
 def test_other_true_objects_are_no_candidates(world, time):
     """Met before or not: they are taken out of the sum, as the evaluation's filter takes them out of the ranking."""
-    facts = with_inverses(FACTS, R)
-    asked = facts[facts[:, 3] == time]
-    true = {(s, r, o) for s, r, o, _ in asked.tolist()}
-    subjects, relations, targets, _ = asked.T
-    excluded = np.array([[o != target and (s, r, o) in true for o in range(N)] for s, r, target, _ in asked.tolist()])
+    # the same number of queries and the same room at all times, for which one program serves
+    asked = {time: np.resize(rows, (MOST, 4)) for time, rows in ASKED.items()}
+    needs = [world._sizes.of(*rows[:, :2].T, time, with_answers=True) for time, rows in asked.items()]
+    shapes = [count_shape(*rows[:, :2].T, need) for rows, need in zip(asked.values(), needs, strict=True)]
+    room = CountShape(*np.maximum(np.max(shapes, axis=0), 1).tolist())
+    subjects, relations, targets, _ = asked[time].T
+    true = {(s, r, o) for s, r, o, _ in asked[time].tolist()}
+    excluded = np.array([[o != end and (s, r, o) in true for o in range(N)] for s, r, end, _ in asked[time].tolist()])
     assert excluded.any()
-    sizes = world._sizes.of(subjects, relations, time, with_answers=True)
-    room = CountShape(*(max(size, 1) for size in count_shape(subjects, relations, sizes)))
     arguments = (fill(SKELETON, WEIGHTS), world.past(time), subjects, relations, targets)
     (_, nll), gradient = _filtered(*arguments, shape=room)
     (_, wanted), wanted_gradient = _dense_filtered(*arguments, excluded, shape=room)

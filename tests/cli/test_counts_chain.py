@@ -62,18 +62,17 @@ def test_both_are_evaluated_and_asked(here, name):
 
 
 def test_half_lives_are_the_users_and_other_models_options_are_told(here):
-    args = ("train", "--half-lives", "2,8.5", "--dropout", "0.1", "--embedding-dim", "8", "--epochs", "1")
-    done = call(*args, "--model-dir", "own", "--run-name", "own", "--json")
+    given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
+    args = ("train", "--half-lives", "2,8.5", *given, "--epochs", "1", "--model-dir", "own", "--run-name", "own")
+    done = call(*args, "--json")
     assert done.code == 0
     assert manifest("own/counts_best")["config"]["half_lives"] == [2.0, 8.5]
-    assert "no effect on --model counts: --embedding-dim, --dropout" in done.err
+    assert "no effect on --model counts: --embedding-dim, --dropout, --precision, --remat" in done.err
+    assert "f32, remat off" in done.err
     given = ("--half-lives", "2", "--history-rate", "0.9", "--static-angle", "3")
-    done = call("train", "--model", "regcn", *given, *SMALL, "--dry-run")
+    done = call("train", "--model", "regcn", *given, "--count-prior", "models/none", "--dry-run")
     assert "no effect on --model regcn: --half-lives, --history-rate" in done.err
     assert "no effect without --static-graph: --static-angle" in done.err
-    done = call("train", "--precision", "bf16", "--remat", "--dry-run")
-    assert "no effect on --model counts: --precision, --remat" in done.err
-    assert "f32, remat off" in done.err
 
 
 def test_a_step_of_counts_has_no_edges_and_no_options_of_networks(here, monkeypatch):

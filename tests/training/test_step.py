@@ -362,6 +362,21 @@ def test_a_run_compiles_once_per_shape_and_moves_its_order_and_its_metrics_only(
     assert int(state.query_count) == plan.counts.sum()
 
 
+def test_trainers_of_the_same_function_are_equal():
+    """So that a second training in a process compiles nothing."""
+
+    def trainer(**settings):
+        config = TrainConfig(**settings)
+        return make_trainer(quiet("regcn"), config, compute_dtype=jnp.float32, remat=False)[0]
+
+    assert trainer() == trainer(epochs=7, seed=3, patience=1)
+    assert hash(trainer()) == hash(trainer(epochs=7, seed=3, patience=1))
+    assert trainer() != trainer(task_weight=0.5)
+    different = [{}, {"lr": 0.1}, {"grad_clip": 0}, {"optimiser": "adamw"}, {"weight_decay": 0}]
+    different += [{"schedule": "cosine"}, {"schedule": "cosine", "epochs": 7}, {"warmup_epochs": 1}]
+    assert len({make_optimiser(TrainConfig(**settings), 5) for settings in different}) == len(different)
+
+
 def test_learning_rate_rises_falls_and_stays():
     def rates(**settings):
         schedule = learning_rate(TrainConfig(lr=0.1, epochs=10, **settings), steps_per_epoch=5)

@@ -30,5 +30,13 @@ class TrainingError(GeopolTkgError):
     """Training cannot start or go on (non-finite loss, no device, out of memory)."""
 
 
+def no_gpu(asked: str, found: str) -> TrainingError:
+    """A GPU was asked for, and jax has found something else."""
+    return TrainingError(
+        f"{asked} was asked for, but jax sees only {found}: install 'geopol-tkg[cuda13]' (or cuda12) and check the "
+        "driver with nvidia-smi"
+    )
+
+
 class UsageError(GeopolTkgError):
     """Options that contradict each other or hold an impossible value; exit code 2."""

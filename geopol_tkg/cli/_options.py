@@ -18,7 +18,7 @@ from geopol_tkg.config import (
     RelationKind,
     TimeSource,
 )
-from geopol_tkg.errors import CheckpointError, TrainingError, UsageError
+from geopol_tkg.errors import CheckpointError, UsageError, no_gpu
 
 if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
@@ -142,10 +142,7 @@ def _require_gpu(asked: str) -> None:
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS=cuda without a GPU
         found = str(error) or "no device"
     if found != "gpu":
-        raise TrainingError(
-            f"{asked} was asked for, but jax sees only {found}: install 'geopol-tkg[cuda13]' (or cuda12) "
-            "and check the driver with nvidia-smi"
-        )
+        raise no_gpu(asked, found)
 
 
 def _cache_dir() -> Path | None:

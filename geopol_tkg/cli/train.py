@@ -193,6 +193,8 @@ def command(
     output = Output(json=json, quiet=quiet, verbose=verbose)
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other: leave one out")
+    if model == "tirgn" and history_rate == 1 and history_mask_mode == "exclude":
+        raise UsageError("--history-rate 1 and --history-mask-mode exclude leave new facts no chance: lower the rate")
     ingest_config = IngestConfig(**_given(IngestConfig, chosen, split=opt.parse_split(split)))
     chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)

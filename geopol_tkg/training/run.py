@@ -28,7 +28,7 @@ from geopol_tkg.checkpoint import (
 from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.errors import CheckpointError, TrainingError
+from geopol_tkg.errors import CheckpointError, TrainingError, no_gpu
 from geopol_tkg.models.network import parameter_count
 from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster
 from geopol_tkg.training.loop import EpochResult, NotFiniteError, Standing, StopReason, fit
@@ -376,10 +376,7 @@ def resolve(config: TrainConfig, device: jax.Device, model: ModelType) -> TrainC
     """Settings with ``auto`` replaced by what suits the device: bf16 and remat for networks on a GPU."""
     on_gpu = device.platform == "gpu"
     if config.device == "gpu" and not on_gpu:
-        raise TrainingError(
-            f"--device gpu was asked for, but jax sees only {device.platform}: install "
-            "'geopol-tkg[cuda13]' (or cuda12) and check the driver with nvidia-smi"
-        )
+        raise no_gpu("--device gpu", device.platform)
     device_used: Literal["gpu", "cpu"] = "gpu" if on_gpu else "cpu"
     if model == "counts":  # which has little to multiply and nothing to recompute
         return replace(config, precision="f32", remat=False, device=device_used)

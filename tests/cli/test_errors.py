@@ -46,6 +46,10 @@ WRONG_USAGE = {
     "half-lives of nothing": (("train", "--half-lives", "short"), "wanted numbers of steps like 1,4,16,64"),
     "two shares": (("ingest", "events.parquet", "--split", "0.5,0.5"), "three numbers"),
     "contradiction": (("train", "--resume", "--overwrite"), "--resume and --overwrite contradict each other"),
+    "history alone": (
+        ("train", "--model", "tirgn", "--history-rate", "1", "--history-mask-mode", "exclude"),
+        "--history-rate 1 and --history-mask-mode exclude leave new facts no chance",
+    ),
     "one model": (("compare", "frequency"), "two models or more"),
     "baseline values": (("eval", "recurrency:1"), "no baseline 'recurrency:1'"),
     "alpha": (("eval", "recurrency:0.1,7"), "ALPHA 0 to 1"),

@@ -1,9 +1,16 @@
 """The live display fits 80 columns and loses nothing; lines elsewhere are plain."""
 
+import contextlib
 import io
+import os
+import pty
+import re
+import subprocess
+import termios
 from types import SimpleNamespace
 
 import pytest
+from cli_helpers import PROGRAM, SMALL
 from rich.console import Console
 
 from geopol_tkg.cli._app import Output
@@ -89,3 +96,26 @@ def test_a_sign_of_life_without_a_terminal(monkeypatch, capsys):
         display.step(2)
         display.evaluating(30, 90)
     assert capsys.readouterr().err == "epoch 4: step 2/9\nepoch 4: validation 30/90\n"
+
+
+def test_in_a_terminal_by_the_program(world, program):
+    """Bars while it trains, the last epoch's figures afterwards; the cursor is there again."""
+    terminal, side = pty.openpty()
+    termios.tcsetwinsize(side, (40, 100))
+    args = ("train", "--model", "tirgn", *SMALL, "--epochs", "2", "--overwrite")
+    environment = program.environment(TERM="xterm-256color")
+    process = subprocess.Popen([PROGRAM, *args], env=environment, stdin=side, stdout=side, stderr=side)
+    os.close(side)
+    shown = b""
+    with os.fdopen(terminal, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # its end, on Linux
+        while part := screen.read(4096):
+            shown += part
+    assert process.wait() == 0
+    text = shown.decode()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"steps .*15/15", plain)
+    assert re.search(r"RSS [\d,]+ MB \(high [\d,]+ of [\d,]+\) \| took", plain)
+    drawn, after = text.split("\x1b[?25h")
+    assert drawn.count("\x1b[?25l") == 1
+    assert re.search(r"epochs .*2/2", drawn.rpartition("\x1b[2K")[2])
+    assert "\x1b" not in after.partition("Trained tirgn: completed")[0]

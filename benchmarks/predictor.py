@@ -1,6 +1,6 @@
 """What a forecast from a .pt costs: ``python benchmarks/predictor.py [FILE.pt]``; JSON on stdout.
 
-Without a file: a network with random weights of the size that academic GDELT has (7,128 entities, 230 relations,
+Without a file: a network with random weights of the size that ICEWS14s has (7,128 entities, 230 relations,
 d 200), with random facts. What is measured does not depend on the values.
 """
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def command(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="Checkpoint. (default: the best one in models/tkg)", show_default=False),
+        typer.Argument(help="Checkpoint. (default: the newest best one in models/tkg)", show_default=False),
     ] = None,
     data: DataOption = None,
     output_path: Annotated[
         Path | None,
-        typer.Option("--output", help="File to write. (default: <model>_trained.pt beside it)", show_default=False),
+        typer.Option("--output", help="File to write. (default: <model>_trained beside it)", show_default=False),
     ] = None,
     file_format: Annotated[
         Literal["pt", "safetensors", "torch-export", "onnx"],
@@ -49,7 +49,7 @@ def command(
 ) -> None:
     """Write weights, labels, frequencies and context as one file, checked against the JAX scores.
 
-    A model card (.md) is written beside it. Exits with 3, and leaves no file, when PyTorch's scores differ by more
+    A model card (.md) is written beside it. Exits with 3, and writes no file, when PyTorch's scores differ by more
     than the tolerance.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)

@@ -35,7 +35,7 @@ def command(
         typer.Argument(
             help="Checkpoint; A+B for the mean of several checkpoints' probabilities; or a baseline by name: "
             "recurrency (fitted on valid), recurrency:LAMBDA,ALPHA, frequency. "
-            "(default: the best checkpoint in models/tkg)",
+            "(default: the newest best checkpoint in models/tkg)",
             show_default=False,
         ),
     ] = None,

@@ -19,7 +19,7 @@ def command(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint, or A+B for the mean of several. (default: the best one in models/tkg)",
+            help="Checkpoint, or A+B for the mean of several. (default: the newest best one in models/tkg)",
             show_default=False,
         ),
     ] = None,

@@ -69,7 +69,7 @@ def test_train_takes_the_published_settings(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_programs_own_name_what_could_change(name):
-    wanted = {"model": "counts", "batch_size": 1024}
+    wanted = {"model": "counts", "batch_size": 1024, "half_lives": "1,4,16,64"}
     wanted |= {key: COMMON[key] for key in ("optimiser", "lr", "weight_decay", "grad_clip", "schedule")}
     wanted |= OWN[name]
     taken = TRAIN.make_context("train", ["--preset", name]).params

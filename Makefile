@@ -1,13 +1,14 @@
-# Two commands: `make demo` and `make test`. Both set up .venv themselves; they need Python 3.11+ and pip.
+# Each command sets up .venv itself; it needs Python 3.11+ and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test test-slow lint types clean
 
 help:
-	@echo "make demo   train on the bundled GDELT sample, then measure it beside the baselines"
-	@echo "make test   ruff, mypy and the tests"
+	@echo "make demo        train on the bundled GDELT sample, then measure it beside the baselines"
+	@echo "make test        ruff, mypy and the tests"
+	@echo "make test-slow   the tests that take minutes"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "geopol-tkg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -36,6 +37,9 @@ types: $(VENV)/.installed-dev
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow and not gpu'
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_vocab(folder):
     found = run("vocab", "data", "--repeats", "2", cwd=folder)
     assert found["result"]["bytes"] == (folder / "data/history.npz").stat().st_size

@@ -10,6 +10,7 @@ from cli_helpers import SMALL, call, listing, run_in_copy
 from test_resume import arrays_of, assert_same_arrays, signal_at
 
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
+OWN = ("--model-dir", "own", "--run-name", "own")
 PRIOR = "models/tkg/counts_best"
 BESIDE = ("train", "--model", "regcn", *SMALL, "--epochs", "2", "--count-prior", PRIOR)
 
@@ -61,14 +62,21 @@ def test_both_are_evaluated_and_asked(here, name):
     assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
 
 
-def test_half_lives_are_the_users_and_other_models_options_are_told(here):
+@pytest.mark.slow
+def test_half_lives_are_the_users(here):
     given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
-    args = ("train", "--half-lives", "2,8.5", *given, "--epochs", "1", "--model-dir", "own", "--run-name", "own")
+    args = ("train", "--half-lives", "2,8.5", *given, "--epochs", "1", *OWN)
     done = call(*args, "--json")
     assert done.code == 0
     assert manifest("own/counts_best")["config"]["half_lives"] == [2.0, 8.5]
     assert "no effect on --model counts: --embedding-dim, --dropout, --precision, --remat" in done.err
     assert "f32, remat off" in done.err
+
+
+def test_other_models_options_are_told(here):
+    given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
+    done = call("train", *given, *OWN, "--count-prior", "models/none")  # refused after it has told
+    assert "no effect on --model counts: --embedding-dim, --dropout, --precision, --remat" in done.err
     given = ("--half-lives", "2", "--history-rate", "0.9", "--static-angle", "3")
     done = call("train", "--model", "regcn", *given, "--count-prior", "models/none", "--dry-run")
     assert "no effect on --model regcn: --half-lives, --history-rate" in done.err

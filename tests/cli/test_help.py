@@ -22,7 +22,11 @@ def test_commands_stand_in_the_order_of_work():
     assert sorted(names, key=lambda name: text.index(f"│ {name} ")) == names
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda c: c[0] if c else "app")
+@pytest.mark.parametrize(
+    "command",
+    [(), ("train",), *(pytest.param((n,), marks=pytest.mark.slow) for n in COMMANDS if n != "train")],
+    ids=lambda command: "".join(command) or "app",
+)
 def test_help_by_the_program(command):
     seconds = []
     for flag in ("--help", "-h", "--help"):

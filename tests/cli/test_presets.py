@@ -90,6 +90,22 @@ def test_a_file_opens_with_what_it_is_about(name):
     assert evaluate == ["geopol-tkg", "eval", f"models/tkg/{preset.train['model']}_best"]
 
 
+def test_each_place_of_an_option_wins_over_the_one_before(world, monkeypatch):
+    """The preset turns the static graph on, for which an odd size is refused; the message names the size that won."""
+
+    def refused(*more):
+        done = call("--config", "options.toml", "train", *more)
+        assert done.code == 2
+        return done.error().partition(" needs an even --embedding-dim, not ")[2]
+
+    Path("options.toml").write_text("[train]\npreset = 'regcn-icews14s'\nembedding-dim = 7\n")
+    assert refused() == "7"
+    monkeypatch.setenv("GEOPOL_TKG_TRAIN_EMBEDDING_DIM", "9")
+    assert refused() == "9"
+    assert refused("--embedding-dim", "11") == "11"
+
+
+@pytest.mark.slow
 def test_every_other_option_wins_over_a_preset(world, monkeypatch):
     Path("options.toml").write_text("[train]\npreset = 'regcn-icews14s'\nhistory_length = 1\ndropout = 0.5\n")
     monkeypatch.setenv("GEOPOL_TKG_TRAIN_DROPOUT", "0.1")

@@ -98,6 +98,7 @@ def test_a_sign_of_life_without_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr().err == "epoch 4: step 2/9\nepoch 4: validation 30/90\n"
 
 
+@pytest.mark.slow
 def test_in_a_terminal_by_the_program(world, program):
     """Bars while it trains, the last epoch's figures afterwards; the cursor is there again."""
     terminal, side = pty.openpty()

@@ -254,6 +254,7 @@ def test_a_reader_that_goes_with_the_run_changes_no_exit_code(world, program):
     assert "Error" not in err
 
 
+@pytest.mark.slow
 def test_closed_streams(world, program):
     for closed, out in (("2>&-", True), (">&- 2>&-", False)):
         line = f'exec "$@" {closed}'

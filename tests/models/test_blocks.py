@@ -89,8 +89,7 @@ def test_a_sum_looks_at_no_block_behind_the_last_row():
     assert np.isfinite(gradients[1]).all()
 
 
-@pytest.mark.parametrize("over", [map_rows, sum_over_blocks])
-@pytest.mark.parametrize("wrapped", [jax.jit, jax.checkpoint])
+@pytest.mark.parametrize(("over", "wrapped"), [(map_rows, jax.jit), (sum_over_blocks, jax.checkpoint)])
 def test_numbers_without_a_gradient_may_be_closed_over_inside_a_transformed_function(over, wrapped):
     def summed(count):
         def total(vectors, index, key):

@@ -389,7 +389,7 @@ def rewritten(time):
     return np.concatenate([past, future[future[:, 3] >= time]])
 
 
-@pytest.mark.parametrize("horizon", [None, 4])
+@pytest.mark.parametrize("horizon", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_scores_depend_on_the_past_only(horizon):
     time, visible = 7, horizon or 7
     own, other = (forecaster(facts, horizon=horizon) for facts in (FACTS, rewritten(visible)))

@@ -72,7 +72,7 @@ def test_counts_reweigh_what_a_single_softmax_gives(dataset):
     assert np.abs(found - alone).max() > 0.05
 
 
-@pytest.mark.parametrize("mode", ["multiply", "exclude"])
+@pytest.mark.parametrize("mode", ["multiply", pytest.param("exclude", marks=pytest.mark.slow)])
 def test_counts_reweigh_each_part_of_a_mixture(dataset, mode):
     config = config_of("tirgn", history_rate=0.4, history_mask_mode=mode)
     arrays = random_arrays(config)
@@ -100,6 +100,7 @@ def test_scores_depend_on_the_past_only(dataset, horizon):
         assert not np.array_equal(*later)
 
 
+@pytest.mark.slow
 def test_ranks_do_not_depend_on_the_block_size(dataset):
     config = config_of("regcn", count_prior=True)
     model = forecaster(dataset, config, with_counts(random_arrays(config)))
@@ -143,6 +144,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(dataset):
         start_with(start, make_checkpoint(other, dataset, arrays_of(other)))
 
 
+@pytest.mark.slow
 def test_blocks_and_padding_do_not_change_the_loss(dataset):
     config = config_of("regcn", count_prior=True, dropout=0.0)
     checkpoint = make_checkpoint(COUNTS, dataset, PRIOR)

@@ -44,7 +44,7 @@ def dataset():
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_scores_depend_on_the_past_only(model_type, window, dataset):
     config = make_config(model_type, history_window=window)
     arrays = random_arrays(config)

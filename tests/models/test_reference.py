@@ -381,7 +381,9 @@ def training_steps(model_type, static):
 CASES = pytest.mark.parametrize(("model_type", "static"), [("regcn", False), ("tirgn", True)])
 
 
-@CASES
+@pytest.mark.parametrize(
+    ("model_type", "static"), [pytest.param("regcn", False, marks=pytest.mark.slow), ("tirgn", True)]
+)
 def test_loss_and_running_statistics_of_a_training_step(model_type, static):
     steps = training_steps(model_type, static)
     assert steps.plan.times.tolist() == [1, 3, 4, 5]

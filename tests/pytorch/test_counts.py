@@ -256,7 +256,7 @@ def test_it_has_no_program(checkpoint, dataset, tmp_path, file_format):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module", params=["regcn", "tirgn"])
+@pytest.fixture(scope="module", params=[pytest.param("regcn", marks=pytest.mark.slow), "tirgn"])
 def beside(request, dataset, tmp_path_factory):
     """A network with a counting model beside it: its conversion, and how to repeat it for another file."""
     config = make_config(request.param, count_prior=True, half_lives=CONFIG.half_lives)

@@ -98,6 +98,7 @@ def test_the_program_without_any_history(pt_file):
     np.testing.assert_allclose(found, predictor.log_probabilities(*QUERIES), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_torch_export_needs_torch_alone(dataset, tmp_path):
     path = write(dataset, tmp_path, "torch-export")
     code = (

@@ -120,7 +120,7 @@ def torch_loss(network, dataset, config, time, facts):
     [
         ("regcn", 2),
         pytest.param("exclude, window", 5, marks=pytest.mark.slow),
-        ("tirgn, static", 2),
+        pytest.param("tirgn, static", 2, marks=pytest.mark.slow),
         pytest.param("multiply", 2, marks=pytest.mark.slow),
         pytest.param("regcn, static", 5, marks=pytest.mark.slow),
     ],

@@ -169,6 +169,7 @@ def test_padding_changes_neither_loss_nor_gradients(model_type):
         np.testing.assert_allclose(gradient, padded_gradients[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_loss_nor_statistics_of_tirgn():
     trainer, state, plan, data = prepare(quiet("tirgn"))
     index = len(plan) - 1
@@ -250,7 +251,8 @@ def test_bf16_has_the_same_loss_and_float32_parameters(model_type):
     assert all(array.dtype == np.float32 for array in parameters.values())
 
 
-@pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["regcn", "tirgn"])
 def test_block_size_changes_nothing_but_rounding(model_type):
     """Dropout on: masks belong to a query's place in the step, batch norms see the whole step."""
     config = make_config(model_type, num_layers=1)
@@ -317,7 +319,8 @@ def test_a_sample_estimates_the_partition_without_bias():
     assert error < 0.01 * estimates.mean()
 
 
-@pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["regcn", "tirgn"])
 def test_entities_that_a_step_does_not_read_do_not_evolve(model_type):
     def lower(num_entities, rows=0):
         config = replace(quiet(model_type), num_entities=num_entities)

@@ -42,7 +42,8 @@ OWN = {  # of no paper
     "counts-icews14s": {"epochs": 15, "train_window": 0, "lr": 0.003, "schedule": "cosine"},
     "counts-yago": {"epochs": 10, "train_window": 10, "lr": 0.01, "schedule": "cosine"},
 }
-NAMES = sorted((*OWN, *PUBLISHED))
+BESIDE = "regcn-counts-icews14s"
+NAMES = sorted((*OWN, *PUBLISHED, BESIDE))
 TIRGN = {"history_rate": 0.3, "history_mask_mode": "multiply"}
 
 
@@ -76,6 +77,11 @@ def test_the_programs_own_name_what_could_change(name):
     assert {key: taken[key] for key in wanted} == wanted
 
 
+def test_a_network_beside_counts_is_the_published_one_but_for_its_schedule():
+    alone, beside = (_presets.load_preset(name).train for name in ("regcn-icews14s", BESIDE))
+    assert beside == alone | {"count-prior": "models/tkg/counts_best", "epochs": 12, "schedule": "cosine"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_opens_with_what_it_is_about(name):
     preset = _presets.load_preset(name)
@@ -84,10 +90,12 @@ def test_a_file_opens_with_what_it_is_about(name):
     assert ("protocol" in preset.about) == bool(preset.about["published"])
     assert preset.about["version"]
     assert preset.about["time"]
-    ingest, train, evaluate = (line.split() for line in preset.about["commands"])
+    ingest, *before, train, evaluate = (line.split() for line in preset.about["commands"] if "+" not in line)
+    assert before == ([["geopol-tkg", "train", ingest[-1], "--preset", "counts-icews14s"]] if name == BESIDE else [])
     assert ingest[:3] == ["geopol-tkg", "ingest", preset.about["dataset"]]
     assert train == ["geopol-tkg", "train", ingest[-1], "--preset", name]
-    assert evaluate == ["geopol-tkg", "eval", f"models/tkg/{preset.train['model']}_best"]
+    own_split = ["--split", "valid"] if name == "counts-gdelt" else []  # what its result was read on
+    assert evaluate == ["geopol-tkg", "eval", f"models/tkg/{preset.train['model']}_best", *own_split]
 
 
 def test_each_place_of_an_option_wins_over_the_one_before(world, monkeypatch):
@@ -121,6 +129,8 @@ def test_every_other_option_wins_over_a_preset(world, monkeypatch):
 def test_dry_run(world, name):
     model = name.partition("-")[0]
     small = () if model == "counts" else ("--embedding-dim", "8")
+    if name == BESIDE:
+        assert call("train", "--model", "counts", "--batch-size", "0", "--epochs", "1").code == 0
     done = call("train", "--preset", name, *small, "--dry-run", "--json")
     assert (done.json()["status"], done.json()["model_type"]) == ("dry_run", model)
     assert "no effect" not in done.err

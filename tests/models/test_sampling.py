@@ -12,6 +12,12 @@ from geopol_tkg.models.sampling import entries_of, history_log_probability
 N, B = 9, 6
 
 
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.mark.parametrize("exclude", [False, True])
 def test_history_log_probabilities_are_those_of_the_masked_softmax(exclude):
     """Slices name targets more than once: each counts once."""
@@ -39,4 +45,4 @@ def test_history_log_probabilities_are_those_of_the_masked_softmax(exclude):
             if exclude and not seen[row, target]:
                 assert found[row] < -1e29
             else:
-                assert float(found[row]) == pytest.approx(float(expected[row, target]), abs=1e-5)
+                assert float(found[row]) == pytest.approx(float(expected[row, target]), abs=1e-12)

@@ -332,7 +332,7 @@ def test_entities_that_a_step_does_not_read_do_not_evolve(model_type):
     few, arguments = lower(5000)
     every, _ = lower(5000, rows=5000)  # too many to be worth leaving others out
     assert float(few(*arguments)[0]) == pytest.approx(float(every(*arguments)[0]), rel=1e-6)
-    larger, _ = lower(50_000)
+    larger, _ = lower(500_000)
     assert larger.memory_analysis().temp_size_in_bytes < 1.1 * few.memory_analysis().temp_size_in_bytes
 
 
@@ -400,6 +400,21 @@ def test_weight_decay_with_a_zero_gradient(optimiser, expected):
     weight = {"w": jnp.array([0.5])}
     updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, weight), transformation.init(weight), weight)
     assert float(weight["w"][0] + updates["w"][0]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("grad_clip", "is_cut"), [(1.0, True), (0.0, False)])
+def test_a_gradient_counts_with_a_norm_of_one_at_most(grad_clip, is_cut):
+    """Adam's step does not know the scale of one gradient, but that of one beside the last."""
+
+    def after(*lengths):
+        transformation = make_optimiser(TrainConfig(grad_clip=grad_clip, weight_decay=0), 1)
+        state = transformation.init(jnp.zeros(2))
+        for length in lengths:
+            updates, state = transformation.update(length * jnp.array([0.6, 0.8]), state, jnp.zeros(2))
+        return updates
+
+    assert bool(jnp.allclose(after(0.5, 10.0), after(0.5, 1.0))) == is_cut
+    assert not jnp.allclose(after(0.5, 0.5), after(0.5, 1.0))
 
 
 @pytest.mark.parametrize("conflict", [{"label_smoothing": 0.1}, {}])

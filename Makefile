@@ -1,14 +1,16 @@
 # Each command sets up .venv itself; it needs Python 3.11+ and pip.
 PYTHON ?= python3
 VENV ?= .venv
+CUDA ?= cuda13
 BIN = $(abspath $(VENV))/bin
 
-.PHONY: help demo test test-slow lint types clean
+.PHONY: help demo test test-slow test-gpu lint types clean
 
 help:
 	@echo "make demo        train on the bundled GDELT sample, then measure it beside the baselines"
 	@echo "make test        ruff, mypy and the tests"
 	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-gpu    the tests of an NVIDIA GPU; CUDA=cuda12 for an older driver"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "geopol-tkg needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -40,6 +42,10 @@ test: lint types
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow and not gpu'
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(CUDA)]'
+	JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -m gpu
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

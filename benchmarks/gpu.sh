@@ -1,18 +1,30 @@
 #!/usr/bin/env bash
-# Training on a GPU: epoch time and peak memory with and without bf16 and remat, then ICEWS14s end to end.
+# Training on a GPU: epochs with and without bf16 and remat, the published benchmarks end to end, the yardstick.
 #
 #     benchmarks/gpu.sh DATA OUT [BUDGET_SECONDS]
 #
-# DATA holds quadruple folders (ICEWS14s, and YAGO if there is one); OUT gets one JSON file per run and
-# summary.jsonl. Needs geopol_tkg importable by PYTHON (default python3) and ends inside the budget
-# (default 540 s): trainings get what is left of it, TiRGN half. DEVICE=cpu and EXTRA="--embedding-dim 8" try
-# the script out without a GPU.
+# DATA holds quadruple folders: ICEWS14s, and YAGO for the part of that name. OUT gets one JSON file and one log
+# per run, and summary.jsonl. Nothing runs longer than the budget (default 540 s): what is left of it when a part
+# begins is shared out among its trainings, and whatever still runs at its end is stopped. PARTS chooses and orders
+# the parts, SEED is that of the trainings, and PYTHON (default python3) must import what geopol_tkg needs:
+#
+#     PARTS="epochs icews14s yago yardstick"
+#
+# epochs      train_epoch.py: the second of two epochs, without compilation or validation, and the peak of the device
+# icews14s    counts, RE-GCN, TiRGN and RE-GCN beside counts: training with early stopping, then the test split
+# yago        TiRGN as published and with a history of one step
+# yardstick   train_step.py: steps against eager PyTorch; needs a torch that sees the GPU
+#
+# DEVICE=cpu and EXTRA="--embedding-dim 8" try the script out without a GPU.
 set -euo pipefail
 data=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 budget=${3:-540}
 device=${DEVICE:-gpu}
+parts=${PARTS:-epochs icews14s yago yardstick}
+seed=${SEED:-0}
+python=${PYTHON:-python3}
 read -ra extra <<<"${EXTRA:-}"
 repo=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
@@ -20,52 +32,84 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-tkg() { "${PYTHON:-python3}" -m geopol_tkg "$@"; }
+left() { echo $((budget - SECONDS)); }
 record() { # name, then a command that prints one JSON object
+    local name=$1 code=0 seconds
+    shift
+    seconds=$(left)
+    if [ "$seconds" -lt 5 ]; then
+        code='"no time left"'
+    else
+        timeout -s TERM -k 10 "$seconds" "$@" >"$out/$name.json" 2>"$out/$name.log" || code=$?
+    fi
+    if [ "$code" = 0 ]; then
+        printf '{"run": "%s", "result": %s}\n' "$name" "$(tr -d '\n' <"$out/$name.json")" >>"$out/summary.jsonl"
+    else
+        printf '{"run": "%s", "exit": %s}\n' "$name" "$code" | tee -a "$out/summary.jsonl" >&2
+        [ ! -f "$out/$name.log" ] || tail -n 5 "$out/$name.log" >&2
+    fi
+}
+tkg() { # name of the run, then a command of the program
     local name=$1
     shift
-    if "$@" >"$out/$name.json" 2>"$out/$name.log"; then
-        printf '{"run": "%s", "result": %s}\n' "$name" "$(cat "$out/$name.json")" >>"$out/summary.jsonl"
-    else
-        printf '{"run": "%s", "exit": %s}\n' "$name" "$?" >>"$out/summary.jsonl"
-        tail -n 5 "$out/$name.log" >&2
+    record "$name" "$python" -m geopol_tkg "$@"
+}
+train() { # name, dataset, preset, most seconds, more options
+    local name=$1 dataset=$2 preset=$3 seconds=$4 model
+    shift 4
+    model=${preset%%-*}
+    if [ "$seconds" -lt 10 ]; then
+        printf '{"run": "%s", "exit": "no time left"}\n' "$name" | tee -a "$out/summary.jsonl" >&2
+        return
     fi
+    tkg "train-$name" train "$dataset" --preset "$preset" --precision auto --device "$device" --no-wandb --json \
+        --seed "$seed" --max-time "$seconds" --model-dir "models/$name" --logdir runs --run-name "$name" "$@" "${extra[@]}"
+    cp "models/$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
+    [ ! -f "models/$name/${model}_best.json" ] ||
+        tkg "test-$name" eval "models/$name/${model}_best" --device "$device" --json
 }
 
 : >"$out/summary.jsonl"
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >"$out/machine.txt" 2>&1 || true
-"${PYTHON:-python3}" -c 'import jax; jax.print_environment_info()' >>"$out/machine.txt" 2>&1
+"$python" -c 'import jax; jax.print_environment_info()' >>"$out/machine.txt" 2>&1
 
-tkg ingest "$data/ICEWS14s" --out icews14s --quiet --json >"$out/ingest.json"
-
-# Epoch time and memory, two epochs each so that the second one is without compilation.
-length_of() { [ "$1" = regcn ] && echo 3 || echo 9; }
-for model in regcn tirgn; do
-    for variant in "bf16 remat" "bf16 no-remat" "f32 remat" "f32 no-remat"; do
-        read -r precision remat <<<"$variant"
-        name="epoch-$model-$precision-$remat"
-        record "$name" tkg train icews14s --model $model --history-length "$(length_of $model)" --history-window 0 \
-            --batch-size 0 --precision "$precision" "--$remat" --epochs 2 --eval-interval 2 --device "$device" \
-            --model-dir "$name" --logdir runs --run-name "$name" --no-wandb --json "${extra[@]}"
-        cp "$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
-    done
+tkg ingest-icews14s ingest "$data/ICEWS14s" --out icews14s --quiet --json
+for part in $parts; do
+    case $part in
+    epochs)
+        for model in regcn tirgn; do
+            for variant in "bf16 remat" "bf16 no-remat" "f32 remat" "f32 no-remat"; do
+                read -r precision remat <<<"$variant"
+                record "epoch-$model-$precision-$remat" "$python" "$repo/benchmarks/train_epoch.py" --dataset icews14s \
+                    --model $model --precision "$precision" "--$remat" --epochs 2 --device "$device" "${extra[@]}"
+            done
+        done
+        ;;
+    icews14s)
+        share=$(($(left) / 12))
+        train counts icews14s counts-icews14s "$share" --patience 4
+        train regcn icews14s regcn-icews14s $((2 * share))
+        train tirgn icews14s tirgn-icews14s $((5 * share))
+        train regcn-counts icews14s regcn-counts-icews14s $((2 * share)) --count-prior models/counts/counts_best
+        tkg test-average eval models/regcn-counts/regcn_best+models/counts/counts_best --device "$device" --json
+        tkg test-recurrency eval recurrency --data icews14s --json
+        ;;
+    yago)
+        tkg ingest-yago ingest "$data/YAGO" --out yago --quiet --json
+        share=$(($(left) / 5))
+        train yago-published yago tirgn-yago $((2 * share))
+        train yago-window yago tirgn-yago $((2 * share)) --history-window 1 --batch-size 512 --schedule cosine --epochs 4
+        ;;
+    yardstick)
+        for model in regcn tirgn; do
+            record "steps-$model" "$python" "$repo/benchmarks/train_step.py" --dataset icews14s --model $model --steps 12 \
+                --device "$device" "${extra[@]}"
+        done
+        ;;
+    *)
+        echo "gpu.sh: no part is called $part" >&2
+        exit 2
+        ;;
+    esac
 done
-
-# End to end: train with early stopping, then test beside the baselines.
-train() { # name of the run, preset, most seconds, more options
-    local name=$1 preset=$2 seconds=$3
-    shift 3
-    record "train-$name" tkg train icews14s --preset "$preset" --precision auto --device "$device" --no-wandb --json \
-        --max-time "$seconds" --model-dir "models/$name" --logdir runs --run-name "$name" "$@" "${extra[@]}"
-    record "test-$name" tkg eval "models/$name/${preset%%-*}_best" --device "$device" --json
-    cp "models/$name/metrics.jsonl" "$out/$name-metrics.jsonl" 2>/dev/null || true
-}
-
-left=$((budget - SECONDS - 60))
-train counts counts-icews14s $((left / 10)) --patience 4
-left=$((budget - SECONDS - 60))
-train regcn regcn-icews14s $((left / 4))
-train tirgn tirgn-icews14s $((left / 2))
-train regcn-counts regcn-icews14s $((left / 4)) --count-prior models/counts/counts_best
-record test-recurrency tkg eval recurrency --data icews14s --json
 cat "$out/summary.jsonl"

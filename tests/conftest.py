@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # make test-gpu asks for a GPU besides
+
 import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from geopol_tkg.data.events import mock_events
 
 # What XLA would optimise on a CPU takes longer than the tests; programs that tests start inherit the flag. XLA dies of
 # a flag that it does not know: it has this one in the versions named.
-if jax.__version_info__[:2] in {(0, 10), (0, 11)}:
+if os.environ["JAX_PLATFORMS"] == "cpu" and jax.__version_info__[:2] in {(0, 10), (0, 11)}:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 if jax.default_backend() == "cpu":
     jax.config.update("jax_disable_most_optimizations", True)

@@ -92,7 +92,8 @@ def _ask(
                 raise Interrupted
             block = asked[start : start + block_size]
             part = slice(done, done + len(block))
-            np.maximum(padded_scores(score, block, block_size)[0][: len(block)], _IMPOSSIBLE, out=scores[part])
+            found = np.asarray(padded_scores(score, block, block_size)[0])[: len(block)]
+            np.maximum(found, _IMPOSSIBLE, out=scores[part])
             targets[part] = block[:, 2]
             done += len(block)
         if progress is not None:

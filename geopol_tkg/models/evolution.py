@@ -112,7 +112,8 @@ class EvolutionEncoder(nnx.Module):
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
         start = Evolved(origin, initial, jnp.zeros((), origin.dtype))
         numbers = jnp.cumsum(window.ordinals >= 0) - 1
-        unroll = len(window.ordinals) <= _UNROLLED and origin.size >= _LARGE
+        # written out, XLA would find that the recomputation repeats the forward pass, and keep that instead
+        unroll = not remat and len(window.ordinals) <= _UNROLLED and origin.size >= _LARGE
         evolved, moments = jax.lax.scan(body, start, (window.ordinals, numbers, keys), unroll=unroll)
         self._remember(moments)
         return evolved._replace(entities=self.finish(evolved.entities))

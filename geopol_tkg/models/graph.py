@@ -121,7 +121,7 @@ def relation_context(snapshot: Snapshot, entities: Array, num_relations: int, dt
 
     An inverse relation has the same members, so the same context.
     """
-    rows = entities.astype(dtype)[snapshot.member_entity].astype(widened(dtype))
+    rows = _rounded_rows(entities, snapshot.member_entity, dtype)
     rows = jnp.concatenate([rows, jnp.ones((len(rows), 1), rows.dtype)], axis=1)
     sums = jax.ops.segment_sum(rows, snapshot.member_relation, num_relations, indices_are_sorted=True)
     return sums[:, :-1] / jnp.maximum(sums[:, -1:], 1)
@@ -145,7 +145,7 @@ class GraphConvolution(nnx.Module):
     ) -> tuple[Array, Moments | None]:
         """Mean over incoming edges of what the message weight multiplies: [a, d]."""
         del training
-        return _mean_over_edges(snapshot, x.astype(dtype), relations.astype(dtype)), None
+        return _mean_over_edges(snapshot, x, relations, dtype), None
 
     def __call__(
         self, snapshot: Snapshot, x: Array, relations: Array, *, training: bool, dtype: DTypeLike
@@ -180,14 +180,18 @@ class NormalisedGraphConvolution(GraphConvolution):
         factor, offset = self.norm.affine(moments)
         weight = self.mix_weight[...] * factor
         constant = jnp.sum(self.mix_weight[...] * offset) + self.mix_bias[0]
-        sums = _mean_over_edges(snapshot, (x * weight[0]).astype(dtype), (relations * weight[1]).astype(dtype))
+        sums = _mean_over_edges(snapshot, x * weight[0], relations * weight[1], dtype)
         return sums + constant, moments
 
 
-def _mean_over_edges(snapshot: Snapshot, x: Array, relations: Array) -> Array:
+def _rounded_rows(table: Array, index: Array, dtype: DTypeLike) -> Array:
+    """Rows [e, d] rounded to a dtype and widened. Taken before they are rounded, so that gradients sum in float32."""
+    return table[index].astype(dtype).astype(widened(dtype))
+
+
+def _mean_over_edges(snapshot: Snapshot, x: Array, relations: Array, dtype: DTypeLike) -> Array:
     """Mean of ``x_s + r`` over the edges into each connected entity, widened: [a, d]."""
-    wide = widened(x.dtype)
-    messages = x[snapshot.subject].astype(wide) + relations[snapshot.relation].astype(wide)
+    messages = _rounded_rows(x, snapshot.subject, dtype) + _rounded_rows(relations, snapshot.relation, dtype)
     sums = jax.ops.segment_sum(messages, snapshot.slot, len(snapshot.entity), indices_are_sorted=True)
     return sums / snapshot.degree[:, None]
 

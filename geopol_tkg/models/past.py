@@ -310,12 +310,27 @@ def _spread(slices: Array, capacity: int) -> tuple[Array, Array, Array]:
 
 def _search(values: Array, low: Array, high: Array, wanted: Array) -> Array:
     """First position in each ``low .. high`` of ascending values that is not below the wanted one, else high."""
-    low, high, wanted = jnp.broadcast_arrays(low, high, wanted)
+    return jax.lax.platform_dependent(
+        values, *jnp.broadcast_arrays(low, high, wanted), cpu=_search_until_found, default=_search_all
+    )
 
-    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) // 2
-        below = (low < high) & (values.at[middle].get(mode="clip") < wanted)
-        return jnp.where(below, middle + 1, low), jnp.where(below, high, jnp.minimum(middle, high))
 
-    return jax.lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, high))[0]
+def _search_until_found(values: Array, low: Array, high: Array, wanted: Array) -> Array:
+    """In as many halvings as the largest range needs."""
+
+    def go_on(bounds: tuple[Array, Array]) -> Array:
+        return jnp.any(bounds[0] < bounds[1])
+
+    return jax.lax.while_loop(go_on, lambda bounds: _halved(values, wanted, *bounds), (low, high))[0]
+
+
+def _search_all(values: Array, low: Array, high: Array, wanted: Array) -> Array:
+    """In as many halvings as all values would need: a GPU would ask the host whether to go on after each."""
+    halvings = len(values).bit_length()
+    return jax.lax.fori_loop(0, halvings, lambda _, bounds: _halved(values, wanted, *bounds), (low, high))[0]
+
+
+def _halved(values: Array, wanted: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    middle = (low + high) // 2
+    below = (low < high) & (values.at[middle].get(mode="clip") < wanted)
+    return jnp.where(below, middle + 1, low), jnp.where(below, high, jnp.minimum(middle, high))

@@ -118,7 +118,8 @@ class MemoryMeter:
 
     Attributes:
         used_mb: at the last sample.
-        epoch_high_mb: highest sample since :meth:`new_epoch`; the epoch before's until the first one.
+        epoch_high_mb: highest since :meth:`new_epoch`, the epoch before's until the first sample: of the samples, and
+            on a GPU, where they see nothing of what a step frees again, the allocator's peak if the epoch raised it.
         run_peak_mb: highest since the start (on a GPU as its allocator counted it).
         limit_mb: all there is to use; 0 where nobody tells.
     """
@@ -129,6 +130,7 @@ class MemoryMeter:
     run_peak_mb: float = 0.0
     limit_mb: float = field(init=False)
     _is_new_epoch: bool = False
+    _peak_before: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -139,15 +141,17 @@ class MemoryMeter:
 
     def new_epoch(self) -> None:
         self._is_new_epoch = True
+        self._peak_before = self.run_peak_mb
 
     def sample(self) -> None:
         """Read the memory in use now."""
         statistics = self.device.memory_stats() or {}
         used = statistics.get("bytes_in_use", 0) if self.kind == "VRAM" else _resident_bytes()
         self.used_mb = used / _MB
-        self.epoch_high_mb = self.used_mb if self._is_new_epoch else max(self.epoch_high_mb, self.used_mb)
-        self._is_new_epoch = False
         peak = statistics.get("peak_bytes_in_use", 0) / _MB
+        high = peak if peak > self._peak_before else self.used_mb
+        self.epoch_high_mb = high if self._is_new_epoch else max(self.epoch_high_mb, high)
+        self._is_new_epoch = False
         self.run_peak_mb = max(self.run_peak_mb, self.used_mb, peak)
 
     def metrics(self) -> dict[str, float]:

@@ -110,9 +110,11 @@ class Trainer:
         index = order[state.position]
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, (count, statistics)), gradients = gradient(
-            state.parameters, state.statistics, data, index, step_key, shape
-        )
+        # a GPU would round operands of float32 products to TF32
+        with jax.default_matmul_precision("highest" if self.compute_dtype == jnp.float32 else "default"):
+            (loss, (count, statistics)), gradients = gradient(
+                state.parameters, state.statistics, data, index, step_key, shape
+            )
         updates, optimiser = self.optimiser.update(gradients, state.optimiser, state.parameters)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         failed = (state.failed_step < 0) & ~finite

@@ -8,6 +8,7 @@ from flax import nnx
 from small_world import make_config
 
 from geopol_tkg.models.decoders import ConvTransE, Queries
+from geopol_tkg.models.graph import _rounded_rows
 from geopol_tkg.models.layers import (
     BatchNorm,
     GRUCell,
@@ -35,6 +36,16 @@ def test_dropout_keeps_the_mean_at_the_stated_rate(rate):
     assert share == pytest.approx(rate, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.01)
     assert dropout(x, rate, None) is x
+
+
+def test_gradients_of_rounded_rows_sum_in_float32():
+    """A bfloat16 sum of ones stops at 256."""
+    x = jnp.array([[1.0, 3.14159], [2.0, 5.0]])
+    index = jnp.zeros(1000, jnp.int32)
+    rows, pullback = jax.vjp(lambda x: _rounded_rows(x, index, jnp.bfloat16), x)
+    assert rows.dtype == jnp.float32
+    np.testing.assert_array_equal(rows, np.tile(rounded(x)[0], (1000, 1)))
+    np.testing.assert_array_equal(pullback(jnp.ones_like(rows))[0], [[1000, 1000], [0, 0]])
 
 
 def rounded(x):

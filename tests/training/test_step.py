@@ -217,6 +217,26 @@ def test_a_step_with_remat_needs_less_memory(model_type):
     assert one_step(model_type, remat=True)[2] < one_step(model_type)[2]
 
 
+@pytest.mark.slow
+def test_remat_lowers_memory_where_the_loop_over_snapshots_would_be_written_out():
+    config = replace(make_config("regcn", embedding_dim=32, history_length=3, num_channels=1), num_entities=10_000)
+
+    def temporary_bytes(remat):
+        trainer, state, plan, data = prepare(config, remat=remat)
+        lowered = trainer.step.lower(trainer, state, data, jnp.zeros(1, jnp.int32), KEY, shape=plan.shapes[0])
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(True) < 0.9 * temporary_bytes(False)
+
+
+def test_float32_products_are_of_full_precision_on_every_device():
+    trainer, state, plan, data = prepare(quiet("regcn"))
+    traced = trainer.step.trace(trainer, state, data, jnp.zeros(1, jnp.int32), KEY, shape=plan.shapes[0])
+    program = str(traced.jaxpr)
+    assert program.count("dot_general[") > 10
+    assert program.count("precision=") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 10
+
+
 @functools.cache
 def saved_bytes(config, size, **settings):
     """Bytes that the forward pass keeps for the backward pass.

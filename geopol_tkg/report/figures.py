@@ -25,7 +25,7 @@ _PARTS = {
 _TICKS = 6
 _MEMORY = {
     "RSS": "RSS: resident memory of the process, which trained on a CPU.",
-    "VRAM": "VRAM: memory on the GPU; the peak within a step where the epoch raised it, else what was in use between steps.",
+    "VRAM": "VRAM: on the GPU; the peak within a step where the epoch raised it, else what was in use between steps.",
 }
 
 

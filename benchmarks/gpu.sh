@@ -33,6 +33,9 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 left() { echo $((budget - SECONDS)); }
+failed() { # name of a run, and why as JSON
+    printf '{"run": "%s", "exit": %s}\n' "$1" "$2" | tee -a "$out/summary.jsonl" >&2
+}
 record() { # name, then a command that prints one JSON object
     local name=$1 code=0 seconds
     shift
@@ -45,7 +48,7 @@ record() { # name, then a command that prints one JSON object
     if [ "$code" = 0 ]; then
         printf '{"run": "%s", "result": %s}\n' "$name" "$(tr -d '\n' <"$out/$name.json")" >>"$out/summary.jsonl"
     else
-        printf '{"run": "%s", "exit": %s}\n' "$name" "$code" | tee -a "$out/summary.jsonl" >&2
+        failed "$name" "$code"
         [ ! -f "$out/$name.log" ] || tail -n 5 "$out/$name.log" >&2
     fi
 }
@@ -59,7 +62,7 @@ train() { # name, dataset, preset, most seconds, more options
     shift 4
     model=${preset%%-*}
     if [ "$seconds" -lt 10 ]; then
-        printf '{"run": "%s", "exit": "no time left"}\n' "$name" | tee -a "$out/summary.jsonl" >&2
+        failed "$name" '"no time left"'
         return
     fi
     tkg "train-$name" train "$dataset" --preset "$preset" --precision auto --device "$device" --no-wandb --json \

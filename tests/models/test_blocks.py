@@ -89,7 +89,15 @@ def test_a_sum_looks_at_no_block_behind_the_last_row():
     assert np.isfinite(gradients[1]).all()
 
 
-@pytest.mark.parametrize(("over", "wrapped"), [(map_rows, jax.jit), (sum_over_blocks, jax.checkpoint)])
+@pytest.mark.parametrize(
+    ("over", "wrapped"),
+    [
+        (map_rows, jax.jit),
+        (sum_over_blocks, jax.checkpoint),
+        pytest.param(map_rows, jax.checkpoint, marks=pytest.mark.slow),
+        pytest.param(sum_over_blocks, jax.jit, marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_without_a_gradient_may_be_closed_over_inside_a_transformed_function(over, wrapped):
     def summed(count):
         def total(vectors, index, key):

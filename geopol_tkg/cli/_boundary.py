@@ -49,7 +49,7 @@ def _report(error: Exception, message: str, *, code: int) -> int:
 def _usage_message(error: Any) -> str:
     """What the parser says, and where help is."""
     context = getattr(error, "ctx", None)
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace("Value error, ", "", 1)  # pydantic's words, in Typer's
     return f"{message}; see {context.command_path} --help" if context is not None else message
 
 

@@ -37,7 +37,7 @@ WRONG_USAGE = {
     "seed": (("train", "--seed", "99999999999999999999"), "'--seed'"),
     "infinite": (("train", "--max-time", "inf"), "'--max-time': inf is not a finite number"),
     "threshold": (("compare", "frequency", "frequency", "--pass-threshold", "nan"), "'--pass-threshold'"),
-    "choice": (("eval", "--split", "tset"), "'--split'"),
+    "choice": (("eval", "--split", "tset"), "'--split': 'tset' is not one of"),
     "granularity": (("ingest", "events.parquet", "--granularity", "1 fortnight"), "try 15min, 1h, 1d or 1w"),
     "days": (("ingest", "events.parquet", "--num-days", "-1"), "'--num-days'"),
     "shares": (("ingest", "events.parquet", "--split", "0.5,0.6,0.1"), "three positive shares that sum to 1"),

@@ -55,6 +55,7 @@ def empty_cache(tmp_path):
 def test_a_run_compiles_few_programs_and_the_next_one_none(tmp_path, empty_cache, caplog, monkeypatch):
     monkeypatch.setattr("geopol_tkg.training.plan._LEAST_QUERIES", 1)
     caplog.set_level(logging.DEBUG, "jax")
+    jax.clear_caches()  # what other tests have compiled would not reach the empty cache
     run = train(tmp_path / "first")
     messages = [record.getMessage() for record in caplog.records]
     compiled = [found[1] for text in messages if (found := re.match(r"Finished XLA compilation of jit\((\w+)\)", text))]

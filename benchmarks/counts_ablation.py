@@ -2,10 +2,12 @@
 
     python benchmarks/counts_ablation.py --dataset DIR
     python benchmarks/counts_ablation.py --dataset DIR --epochs 3 --only full without-triples
+    python benchmarks/counts_ablation.py --dataset DIR --countries
 
 DIR is what ``geopol-tkg ingest`` wrote. Every variant is trained anew for the same epochs with the same seed and
 measured on the valid split after each; the test split is not read. A part is taken away by counting nothing for it:
-its features are those of what never happened. Prints one JSON object: for each variant the valid MRR, times 100, after
+its features are those of what never happened. With --countries all but one tell the countries apart that labels
+name. Prints one JSON object: for each variant the valid MRR, times 100, after
 each epoch, and the best of them; the seconds that an epoch took, validation included.
 """
 
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--countries", action="store_true", help="as train --countries")
     parser.add_argument("--only", nargs="+", choices=variants, default=variants, metavar="VARIANT", help=str(variants))
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--threads", type=int, default=0)
@@ -42,6 +45,7 @@ def train(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from flax import nnx
 
     from geopol_tkg.config import ModelConfig, TrainConfig
+    from geopol_tkg.data.countries import Countries
     from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.evaluation.evaluator import evaluate
     from geopol_tkg.models.count_forecaster import CountContext
@@ -53,7 +57,10 @@ def train(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = Dataset.load(arguments.dataset)
     settings, without = VARIANTS[name]
     sizes = {"num_entities": dataset.num_entities, "num_relations": dataset.num_relations}
-    model = ModelConfig(model_type="counts", **sizes, **settings)
+    if arguments.countries:
+        countries = Countries.from_labels(dataset.entities, entity_kind=dataset.entity_kind)
+        sizes["num_countries"] = len(countries.names)
+    model = ModelConfig(**{"model_type": "counts", **sizes, **settings})
     context = CountContext.build(dataset, model)
     context.tables = without(context.tables)
     given = TrainConfig(epochs=arguments.epochs, lr=arguments.lr, seed=arguments.seed)
@@ -110,10 +117,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "full": ({}, _everything),
     "without-triples": ({}, _without("triple_counts")),
     "without-meetings": ({}, _without("outgoing", "incoming")),
+    "without-incoming": ({}, _without("incoming")),
     "without-answers": ({}, _without("answer_counts")),
     "without-rows": ({}, _without("rows")),
     "without-entities": ({}, _without("entities")),
     "without-last-relation": ({}, _one_relation),
+    "without-countries": ({"num_countries": 0}, _everything),
     "short-half-lives": ({"half_lives": SHORT}, _everything),
     "long-half-lives": ({"half_lives": LONG}, _everything),
     "more-half-lives": ({"half_lives": (*SHORT, *LONG, 256.0)}, _everything),

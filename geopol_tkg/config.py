@@ -62,6 +62,7 @@ class ModelConfig:
     static_angle: float = 10.0  # degrees a step by which entities may turn from their static embedding
     count_prior: bool = False  # add the score of a counting model to the logits of entities
     half_lives: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)  # steps after which a count weighs half, of counts
+    num_countries: int = 0  # that labels name, of counts; 0 = entities of the subject's country are as any other
 
     @property
     def is_counting(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from geopol_tkg.data.cameo_words import relation_meaning
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 
 Basis = Literal["habit", "relationship", "popularity", "none"]
@@ -45,13 +46,23 @@ class Past:
     """
 
     def __init__(
-        self, dataset: Dataset, entity: int, relation: int, *, direction: Literal["object", "subject"], time: int
+        self,
+        dataset: Dataset,
+        entity: int,
+        relation: int,
+        *,
+        direction: Literal["object", "subject"],
+        time: int,
+        countries: Countries | None = None,
     ) -> None:
+        """The past of a time index; ``countries`` are those that the model tells apart."""
         facts = dataset.facts[: np.searchsorted(dataset.facts[:, 3], time)]
         given, asked = (0, 2) if direction == "object" else (2, 0)
         forward, backward = facts[facts[:, given] == entity], facts[facts[:, asked] == entity]
         of_relation = facts[facts[:, 1] == relation]
         self._dataset = dataset
+        self._countries = countries
+        self._entity = entity
         self._num_answers = len(of_relation)
         self.forward = Tally.of(forward, asked, dataset.num_entities)
         self.backward = Tally.of(backward, given, dataset.num_entities)
@@ -79,6 +90,7 @@ class Past:
                 "share": None if share is None else float(share),
                 "num_facts": self._num_answers,
             },
+            "country": self._shared_country(candidate),
             "last_facts": self._last_facts(candidate),
         }
 
@@ -88,6 +100,12 @@ class Past:
         if self.forward.count[candidate] or self.backward.count[candidate]:
             return "relationship"
         return "popularity" if self.answer.count[candidate] else "none"
+
+    def _shared_country(self, candidate: int) -> str | None:
+        if self._countries is None:
+            return None
+        own, other = self._countries.of_entity[[self._entity, candidate]]
+        return self._countries.names[own] if own >= 0 and own == other else None
 
     def _described(self, tally: Tally, candidate: int) -> dict[str, Any]:
         count = int(tally.count[candidate])

@@ -11,6 +11,7 @@ from geopol_tkg.checkpoint import Checkpoint, checkpoint_paths, load_checkpoint
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.alignment import Alignment, align
 from geopol_tkg.data.cameo_words import relation_meaning
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, DataError, unknown_label
@@ -230,7 +231,9 @@ def predict(
     score = model.network_forecaster().at(time)
     scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
     probability = probabilities(scores, model.temperature)
-    past = Past(known, subject, base, direction=direction, time=time)
+    countries = Countries.from_labels(known.entities, entity_kind=known.entity_kind)
+    told_apart = countries if checkpoint.config.num_countries else None
+    past = Past(known, subject, base, direction=direction, time=time, countries=told_apart)
     predictions = [
         {
             direction: known.entities[i],

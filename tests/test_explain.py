@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from small_world import LAST, N, R, make_dataset
 
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.explain import Past
+
+COUNTRIES = ["A", "B", None, "A", "B", "B", None, None, "A", None, None, "B"]
+KNOWN = Countries(("A", "B"), np.array([-1 if name is None else "AB".index(name) for name in COUNTRIES], np.int32))
 
 
 def by_a_loop(dataset, entity, relation, candidate, *, direction, time):
@@ -30,12 +34,14 @@ def by_a_loop(dataset, entity, relation, candidate, *, direction, time):
     for name, rows in (("popularity", answers), ("relationship", between), ("habit", fact)):
         basis = name if rows else basis
     share = len(answers) / len(of_relation) if of_relation else None
+    country = COUNTRIES[entity] if COUNTRIES[entity] == COUNTRIES[candidate] else None
     return {
         "basis": basis,
         "fact": tally(fact),
         "forward": tally(forward),
         "backward": tally(backward),
         "answer": tally(answers) | {"share": share, "num_facts": len(of_relation)},
+        "country": country,
         "last_facts": [
             {
                 "subject": dataset.entities[a],
@@ -55,7 +61,7 @@ def test_it_is_what_a_loop_finds(direction, time):
     dataset = make_dataset(size=400)
     found = set()
     for entity, relation in product(range(N), range(R)):
-        past = Past(dataset, entity, relation, direction=direction, time=time)
+        past = Past(dataset, entity, relation, direction=direction, time=time, countries=KNOWN)
         for candidate in range(N):
             said = past.explanation(candidate)
             assert said == by_a_loop(dataset, entity, relation, candidate, direction=direction, time=time)

@@ -207,8 +207,13 @@ def test_the_training_command_has_options_that_exist(dataset):
 @pytest.mark.parametrize(
     ("model", "changed", "wanted"),
     [
-        ("counts", {"half_lives": (1.0, 8.0)}, {"half_lives": "1.0,8.0", "count_prior": None}),
-        ("tirgn", {"half_lives": (1.0, 8.0), "count_prior": True}, {"count_prior": Path("COUNTS"), "lr": 0.5}),
+        ("counts", {"half_lives": (1.0, 8.0)}, {"half_lives": "1.0,8.0", "count_prior": None, "countries": False}),
+        ("counts", {"num_countries": 7}, {"countries": True}),
+        (
+            "tirgn",
+            {"half_lives": (1.0, 8.0), "num_countries": 7, "count_prior": True},
+            {"count_prior": Path("COUNTS"), "lr": 0.5},
+        ),
     ],
 )
 def test_the_training_command_can_be_parsed(dataset, model, changed, wanted):

@@ -29,6 +29,8 @@ def explanation_lines(content: dict[str, Any], asked: str) -> Iterator[str]:
             for fact in said["last_facts"]:
                 pair = f"{fact['subject']} → {fact['object']}"
                 yield from _wrapped(f"{fact['time']}  {pair}  {_act(fact['relation'], fact['meaning'])}", indent=5)
+        elif said["country"]:
+            yield from _wrapped(f"both are of {said['country']}, which the model knows", indent=3)
         yield from _wrapped(_share(said["answer"], asked, act), indent=3)
 
 

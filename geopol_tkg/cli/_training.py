@@ -16,6 +16,7 @@ from geopol_tkg.cli._app import Output, new_table, plain, silence
 from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
 from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.files import write_json
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
@@ -30,7 +31,7 @@ from geopol_tkg.training.trackers import TrainingLogger, start_wandb, system_des
 
 # by what stopped the run, where it is not called the same
 _STATUS = {"patience": "early_stopped", "epochs": "completed", "None": "failed"}
-_OF_THE_DATASET = ("num_entities", "num_relations", "num_words", "num_static_edges")
+_OF_THE_DATASET = ("num_entities", "num_relations", "num_words", "num_static_edges", "num_countries")
 _SHOWN = ("epochs_trained", "best_epoch", "best_mrr", "total_time", "checkpoint", "last", "run_dir")
 
 
@@ -109,6 +110,18 @@ class _Validation:
         return ranks.metrics()
 
 
+def count_countries(dataset: Dataset) -> int:
+    """How many countries the labels of entities name.
+
+    Raises:
+        UsageError: none.
+    """
+    found = len(Countries.from_labels(dataset.entities, entity_kind=dataset.entity_kind).names)
+    if not found:
+        raise UsageError("--countries: no two labels name one country, as Role (Country) or CAMEO codes do")
+    return found
+
+
 def load_prior(stem: Path, dataset: Dataset, model: ModelType, num_negatives: int) -> Checkpoint:
     """The counting model that a network is trained with.
 
@@ -173,9 +186,10 @@ def _announce(run: TrainingRun, dataset: Dataset, output: Output) -> None:
     )
     window = run.config.train_window
     learned = f"{len(run.plan.queries) // 2:,} in the last {window} steps of " if window else ""
+    countries = f", {run.model.num_countries:,} countries" if run.model.num_countries else ""
     output.note(
         f"{learned}{counts['train']:,} training facts, {counts['entities']:,} entities, "
-        f"{counts['relations']:,} relations; {len(run.plan)} steps an epoch"
+        f"{counts['relations']:,} relations{countries}; {len(run.plan)} steps an epoch"
     )
     if run.standing.epoch or run.standing.step_in_epoch:
         output.note(f"resuming after epoch {run.standing.epoch}, step {run.standing.step_in_epoch} of the next")

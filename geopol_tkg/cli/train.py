@@ -25,7 +25,7 @@ from geopol_tkg.errors import UsageError
 
 _MODEL, _RUN = "Network", "Run"
 _DEFAULTS = TrainConfig()
-_COUNTS_ONLY = ("half_lives",)
+_COUNTS_ONLY = ("half_lives", "countries")
 _TIRGN_ONLY = ("history_rate", "history_mask_mode")  # the window is also that of the index kept with the dataset
 _STATIC_ONLY = ("static_angle", "static_weight")
 _NETWORKS_ONLY = (
@@ -95,6 +95,14 @@ def command(
     half_lives: Annotated[
         str, _model("Steps after which a count weighs half, one count for each (counts).")
     ] = opt.DEFAULT_HALF_LIVES,
+    countries: Annotated[
+        bool,
+        _model(
+            "Learn apart how popular entities of the subject's country are, which labels like Role (Country) or "
+            "CAMEO codes name (counts).",
+            "--countries/--no-countries",
+        ),
+    ] = False,
     count_prior: Annotated[
         Path | None,
         _model("Checkpoint of --model counts, whose scores are added to the logits of a network, and trained on."),
@@ -199,7 +207,7 @@ def command(
     chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
-    from geopol_tkg.cli._training import load_prior, train
+    from geopol_tkg.cli._training import count_countries, load_prior, train
     from geopol_tkg.data.static_graph import StaticGraph
     from geopol_tkg.training.run import RunFiles
 
@@ -218,7 +226,9 @@ def command(
         sizes |= StaticGraph.from_labels(data.entities).sizes()
     prior = None if count_prior is None else load_prior(count_prior, data, model, num_negatives)
     if prior is not None:
-        sizes |= {"half_lives": prior.config.half_lives}
+        sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
+    elif model == "counts" and countries:
+        sizes |= {"num_countries": count_countries(data)}
     network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes) | {"count_prior": prior is not None})
     settings = TrainConfig(**_given(TrainConfig, chosen))
     train(

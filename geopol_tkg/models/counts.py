@@ -11,16 +11,21 @@ last one: of ``(s, r, o)``, of ``(s, ., o)`` in either direction, of ``(s, r, .)
 2024), with weights that are learned. Only meetings, and the pairs of a relation and an object that occurred,
 are looked at one by one: the sum over all other entities is that of their popularity, computed once.
 
-Axis letters: n entities, r2 relations in both directions, b queries, f features, m meetings, a answers
-(pairs of a relation and an object), t tiles of ``past.TILE`` entries.
+Where labels name countries, an entity that ``s`` has never met has a popularity of its own if it is of the country
+of ``s``: from the same counts, by networks of their own. The sums then are one for each country.
+
+Axis letters: n entities, r2 relations in both directions, b queries, x distinct relations, f features, m meetings,
+a answers (pairs of a relation and an object), c countries, t tiles of ``past.TILE`` entries.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.models.layers import uniform
@@ -30,8 +35,26 @@ HIDDEN, POPULARITY_HIDDEN, RELATION_DIM = 32, 16, 8
 LEAST_REST = 1e-5  # share of a float32 sum that is known well once other terms are taken away
 
 
+class Countries(nnx.Variable):
+    """Country of each entity, int32 [n], -1 = none: part of a model's state, never trained."""
+
+
+class Scores(NamedTuple):
+    """How popular entities are as answers, whoever asks.
+
+    Attributes:
+        entities: [2, n], without their relation, as objects of relations and of their inverses.
+        bias: [x], what the relation adds to those never seen with it.
+        answers: [a], of those that were.
+    """
+
+    entities: Array
+    bias: Array
+    answers: Array
+
+
 class CountModel(nnx.Module):
-    """Learned weights of counts; parameters only, the counts are looked up in :class:`CountTables`."""
+    """Learned weights of counts, which are looked up in :class:`CountTables`; and the country of each entity."""
 
     def __init__(self, config: ModelConfig, *, key: Array) -> None:
         keys = iter(jax.random.split(key, 8))
@@ -47,6 +70,7 @@ class CountModel(nnx.Module):
         self.history_bias = nnx.Param(jnp.zeros(r2))
         self.next_relation = nnx.Param(_small_normal(next(keys), (r2, 2 * RELATION_DIM)))
         self.last_relation = nnx.Param(jnp.zeros((r2, 2 * RELATION_DIM)))
+        self.compatriots = Compatriots(config, key=next(keys)) if config.num_countries else None
 
     def nll(
         self,
@@ -65,13 +89,14 @@ class CountModel(nnx.Module):
                 have room for triples that are first seen at that time, too.
         """
         common, entries = look_up(past, subjects, relations, shape, self.config)
-        entity_scores, answer_scores = self._popularity(common)
+        popularity = self._popularity(common)
         query = jnp.minimum(entries.query, len(subjects) - 1)
-        base = self._base(entity_scores, answer_scores, relations[query][:, None], entries.objects, entries.answer)
+        base = self._base(common, popularity[0], query[:, None], entries.objects, entries.answer)
         score = jnp.where(entries.valid, base + self._history(common, entries), -jnp.inf)
+        base = self._unmet(common, popularity, subjects, query[:, None], entries.objects, entries.answer)
         base = jnp.where(entries.valid, base, -jnp.inf)
         candidate = score
-        unmet = self._log_totals(common, entity_scores, answer_scores)[common.relation_of]
+        unmet = self._log_totals(common, popularity, subjects)
         top = jnp.maximum(unmet, _per_query(jnp.max(score, axis=1), entries.query, len(subjects), jax.ops.segment_max))
         top = jax.lax.stop_gradient(top)
         new = jnp.zeros(len(subjects))
@@ -79,7 +104,7 @@ class CountModel(nnx.Module):
             others = other_answers(past, common, entries, subjects, relations, targets, shape)
             candidate = jnp.where(others.is_entry, -jnp.inf, score)
             own = jnp.minimum(others.owners, len(subjects) - 1)
-            popular = self._base(entity_scores, answer_scores, relations[own], others.objects, others.answer)
+            popular = self._unmet(common, popularity, subjects, own, others.objects, others.answer)
             popular = jnp.where(others.is_new, jnp.exp(popular - top[own]), 0)
             new = _per_query(popular, others.owners, len(subjects), jax.ops.segment_sum)
         sums = jnp.stack([jnp.sum(jnp.exp(part - top[query][:, None]), axis=1) for part in (candidate, base)], axis=1)
@@ -90,34 +115,57 @@ class CountModel(nnx.Module):
         hits = jnp.stack([jnp.sum(jnp.where(is_target, part, 0.0), axis=1) for part in (score, 1.0)], axis=1)
         own, is_met = _per_query(hits, entries.query, len(subjects), jax.ops.segment_sum).T
         answer = answer_of(past.tables, common, common.relation_of, targets)
-        popular = self._base(entity_scores, answer_scores, relations, targets, answer)
+        popular = self._unmet(common, popularity, subjects, jnp.arange(len(subjects)), targets, answer)
         target_score = jnp.where(is_met > 0, own, popular)
         return jnp.log(total) + top - target_score
 
     def scores(self, past: Past, subjects: Array, relations: Array, shape: CountShape) -> Array:
         """Scores of every entity, up to a constant of the query: [b, n]; a padded query has subject n."""
         common, entries = look_up(past, subjects, relations, shape, self.config)
-        entity_scores, answer_scores = self._popularity(common)
-        rows = entity_scores[self._direction(common.relations)] + self._bias(common.relations)[:, None]
-        rows = rows.at[common.owners, common.objects].set(answer_scores, mode="drop")
+        rows, *of_compatriots = (self._rows(common, scores)[common.relation_of] for scores in self._popularity(common))
         query = jnp.where(entries.valid, entries.query[:, None], len(subjects))
-        return rows[common.relation_of].at[query, entries.objects].add(self._history(common, entries), mode="drop")
+        met = rows.at[query, entries.objects].get(mode="clip") + self._history(common, entries)
+        if self.compatriots is not None:
+            everyone = jnp.arange(self.config.num_entities)
+            rows = jnp.where(self.compatriots.are(subjects[:, None], everyone), of_compatriots[0], rows)
+        return rows.at[query, entries.objects].set(met, mode="drop")
 
-    def _popularity(self, common: Popularity) -> tuple[Array, Array]:
-        """Of each entity, without its relation [2, n], and of each answer [a]."""
-        entities = self.entity_net(common.entities)
+    def _popularity(self, common: Popularity) -> tuple[Scores, ...]:
+        """Of entities; where there are countries, also of those of the subject's country."""
         relation = common.relations.at[common.owners].get(mode="clip")
         direction = self._direction(relation)
         features = jnp.concatenate([common.answers, common.entities[direction, common.objects]], axis=1)
+        entities = self.entity_net(common.entities)
         answers = self.answer_net(features, self.answer_relations[...].at[relation].get(mode="clip"))
-        return entities, entities[direction, common.objects] + answers
+        bias = self.unseen_bias[...].at[common.relations].get(mode="clip")
+        scores = Scores(entities, bias, entities[direction, common.objects] + answers)
+        if self.compatriots is None:
+            return (scores,)
+        entities, bias, answers = self.compatriots(common, features)
+        answers += entities[direction, common.objects]
+        return scores, Scores(scores.entities + entities, scores.bias + bias, scores.answers + answers)
 
-    def _base(
-        self, entity_scores: Array, answer_scores: Array, relations: Array, objects: Array, answer: Array
-    ) -> Array:
+    def _base(self, common: Popularity, scores: Scores, query: Array, objects: Array, answer: Array) -> Array:
         """Popularity of objects under the relations of their queries."""
-        unseen = entity_scores[self._direction(relations), objects] + self._bias(relations)
-        return jnp.where(answer >= 0, answer_scores[jnp.maximum(answer, 0)], unseen)
+        slot = common.relation_of[query]
+        unseen = scores.entities[self._direction(common.relations[slot]), objects] + scores.bias[slot]
+        return jnp.where(answer >= 0, scores.answers[jnp.maximum(answer, 0)], unseen)
+
+    def _unmet(
+        self,
+        common: Popularity,
+        popularity: tuple[Scores, ...],
+        subjects: Array,
+        query: Array,
+        objects: Array,
+        answer: Array,
+    ) -> Array:
+        """What objects score, as long as the subject of their query has not met them."""
+        base = self._base(common, popularity[0], query, objects, answer)
+        if self.compatriots is None:
+            return base
+        own = self._base(common, popularity[1], query, objects, answer)
+        return jnp.where(self.compatriots.are(subjects[query], objects), own, base)
 
     def _history(self, common: Popularity, entries: Entries) -> Array:
         """What the past of subject and object adds: [t, TILE]."""
@@ -137,28 +185,92 @@ class CountModel(nnx.Module):
         history += jnp.einsum("tmf,tf->tm", features, self.relation_weights[...].at[relation].get(mode="clip"))
         return history + self.history_bias[...].at[relation].get(mode="clip")[:, None]
 
-    def _log_totals(self, common: Popularity, entity_scores: Array, answer_scores: Array) -> Array:
+    def _rows(self, common: Popularity, scores: Scores) -> Array:
+        """Of every entity under each relation: [x, n]."""
+        rows = scores.entities[self._direction(common.relations)] + scores.bias[:, None]
+        return rows.at[common.owners, common.objects].set(scores.answers, mode="drop")
+
+    def _log_totals(self, common: Popularity, popularity: tuple[Scores, ...], subjects: Array) -> Array:
+        """Log of the sum of ``exp(score)`` over all entities, if the subject had met none: [b]."""
+        everyone = self._log_sums(common, popularity[0])[common.relation_of]
+        if self.compatriots is None:
+            return everyone
+        country = self.compatriots.countries[...]
+        own = country.at[subjects].get(mode="fill", fill_value=-1)
+        where = common.relation_of, jnp.maximum(own, 0)
+        before, after = (self._log_sums_of_countries(common, scores, country)[where] for scores in popularity)
+        others = everyone + jnp.log(_rest(jnp.ones_like(before), jnp.exp(before - everyone)))
+        return jnp.where(own >= 0, jnp.logaddexp(others, after), everyone)
+
+    def _log_sums(self, common: Popularity, scores: Scores) -> Array:
         """Log of the sum of ``exp(popularity)`` over all entities, for each distinct relation: [x]."""
         count = len(common.relations)
         direction = self._direction(common.relations)
-        bias = self._bias(common.relations)
         owners = common.owners
         own = jnp.minimum(owners, count - 1)
-        largest = jax.lax.stop_gradient(jnp.max(entity_scores, axis=1))
-        everyone = jnp.exp(entity_scores - largest[:, None])
-        answer_scores = jnp.where(owners < count, answer_scores, -jnp.inf)
-        top = jax.ops.segment_max(answer_scores, owners, count, indices_are_sorted=True)
-        top = jax.lax.stop_gradient(jnp.maximum(top, largest[direction] + bias))
-        parts = jnp.stack([jnp.exp(answer_scores - top[own]), everyone[direction[own], common.objects]], axis=1)
+        largest = jax.lax.stop_gradient(jnp.max(scores.entities, axis=1))
+        everyone = jnp.exp(scores.entities - largest[:, None])
+        answers = jnp.where(owners < count, scores.answers, -jnp.inf)
+        top = jax.ops.segment_max(answers, owners, count, indices_are_sorted=True)
+        top = jax.lax.stop_gradient(jnp.maximum(top, largest[direction] + scores.bias))
+        parts = jnp.stack([jnp.exp(answers - top[own]), everyone[direction[own], common.objects]], axis=1)
         seen, replaced = jax.ops.segment_sum(parts, owners, count, indices_are_sorted=True).T
-        unseen = _rest(jnp.sum(everyone, axis=1)[direction], replaced) * jnp.exp(largest[direction] + bias - top)
+        unseen = _rest(jnp.sum(everyone, axis=1)[direction], replaced) * jnp.exp(largest[direction] + scores.bias - top)
+        return jnp.log(unseen + seen) + top
+
+    def _log_sums_of_countries(self, common: Popularity, scores: Scores, country: Array) -> Array:
+        """The same over the entities of each country: [x, c]."""
+        count, size = len(common.relations), self.config.num_countries
+        direction = self._direction(common.relations)
+        place = jnp.where(country >= 0, country, size)
+        own = jnp.minimum(common.owners, count - 1), place[common.objects]
+        row = jnp.where(common.owners < count, common.owners, count), own[1]
+        fixed = jax.lax.stop_gradient(scores)
+        largest = jnp.full((2, size), -jnp.inf).at[:, place].max(fixed.entities, mode="drop")
+        everyone = jnp.exp(scores.entities - largest.at[:, place].get(mode="fill", fill_value=jnp.inf))
+        whole = jnp.zeros((2, size)).at[:, place].add(everyone, mode="drop")
+        top = (largest[direction] + fixed.bias[:, None]).at[row].max(fixed.answers, mode="drop")
+        answers = jnp.exp(scores.answers - top.at[own].get(mode="fill", fill_value=jnp.inf))
+        parts = jnp.stack([answers, everyone[direction[own[0]], common.objects]], axis=1)
+        seen, replaced = jnp.moveaxis(jnp.zeros((count, size, 2)).at[row].add(parts, mode="drop"), 2, 0)
+        unseen = _rest(whole[direction], replaced) * jnp.exp(largest[direction] + scores.bias[:, None] - top)
         return jnp.log(unseen + seen) + top
 
     def _direction(self, relations: Array) -> Array:
         return (relations >= self.config.num_relations).astype(jnp.int32)
 
-    def _bias(self, relations: Array) -> Array:
-        return self.unseen_bias[...].at[relations].get(mode="clip")
+
+class Compatriots(nnx.Module):
+    """What entities of the subject's country have beyond the popularity that they have with all subjects."""
+
+    def __init__(self, config: ModelConfig, *, key: Array) -> None:
+        keys = jax.random.split(key, 3)
+        f, r2 = len(config.half_lives) + 2, 2 * config.num_relations
+        self.entity_net = Net(2 * f, 0, POPULARITY_HIDDEN, key=keys[0])
+        self.answer_net = Net(3 * f, RELATION_DIM, POPULARITY_HIDDEN, key=keys[1])
+        self.answer_relations = nnx.Param(_small_normal(keys[2], (r2, RELATION_DIM)))
+        self.relation_bias = nnx.Param(jnp.zeros(r2))
+        self.countries = Countries(jnp.full(config.num_entities, -1, jnp.int32))
+
+    def __call__(self, common: Popularity, features: Array) -> Scores:
+        """Answers [a] without what their entities have, from features [a, 3f]."""
+        bias = self.relation_bias[...].at[common.relations].get(mode="clip")
+        slot = jnp.minimum(common.owners, len(common.relations) - 1)
+        context = self.answer_relations[...].at[common.relations[slot]].get(mode="clip")
+        return Scores(self.entity_net(common.entities), bias, self.answer_net(features, context) + bias[slot])
+
+    def are(self, subjects: Array, objects: Array) -> Array:
+        """Whether two are of one country; arrays that broadcast."""
+        country = self.countries[...]
+        own = country.at[subjects].get(mode="fill", fill_value=-1)
+        return (own >= 0) & (own == country[objects])
+
+
+def set_countries(model: nnx.Module, countries: ArrayLike) -> None:
+    """Put the country of each entity, int32 [n], where a freshly built model has room for it."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Compatriots):
+            module.countries[...] = jnp.asarray(countries)
 
 
 class Net(nnx.Module):

@@ -18,7 +18,7 @@ from geopol_tkg.forecasts import member_names
 from geopol_tkg.report.curves import Curves
 
 _PERIODS = 48  # points over test time, at most
-_NOT_OPTIONS = ("num_entities", "num_relations", "model_type", "num_words", "num_static_edges")
+_NOT_OPTIONS = ("num_entities", "num_relations", "model_type", "num_words", "num_static_edges", "num_countries")
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,13 @@ def train_command(checkpoint: Checkpoint, model_dir: Path) -> str:
     given = {**asdict(checkpoint.config), **checkpoint.settings}
     given |= {"static_graph": checkpoint.config.num_words > 0, "model_dir": str(model_dir)}
     defaults = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
-    defaults |= {"static_graph": False, "model_dir": DEFAULT_MODEL_DIR}
+    defaults |= {"static_graph": False, "countries": False, "model_dir": DEFAULT_MODEL_DIR}
     words = ["geopol-tkg", "train", str(checkpoint.dataset["path"]), "--model", checkpoint.config.model_type]
-    if given.pop("count_prior"):  # which has its half-lives
+    if given.pop("count_prior"):  # which has its half-lives and countries
         words += ["--count-prior", "COUNTS"]
         del given["half_lives"]
+    elif checkpoint.config.model_type == "counts":
+        given["countries"] = checkpoint.config.num_countries > 0
     for name, value in given.items():
         if name in _NOT_OPTIONS or value is None or value == defaults.get(name):
             continue

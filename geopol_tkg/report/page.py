@@ -92,6 +92,7 @@ def _described(model: Model) -> str:
     sizes = f"embedding {config.embedding_dim}, {config.num_layers} layers, history of {config.history_length} steps"
     if config.model_type == "counts":
         sizes = f"half-lives of {', '.join(f'{life:g}' for life in config.half_lives)} steps"
+        sizes += f", {config.num_countries} countries" if config.num_countries else ""
     elif config.count_prior:
         sizes += ", beside counts"
     return f"{model.run}: {config.model_type}, {sizes}; epoch {model.checkpoint.epoch}"

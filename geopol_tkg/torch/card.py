@@ -49,6 +49,8 @@ def _summary(contents: dict[str, Any], result: dict[str, Any]) -> str:
     if model_type == "counts" or config["count_prior"]:
         rows["counts halve in"] = ", ".join(f"{life:g}" for life in config["half_lives"]) + " steps"
         rows["facts counted"] = "all"
+        if config["num_countries"]:
+            rows["countries told apart"] = f"{config['num_countries']:,}"
     if model_type != "counts":
         rows["embedding dimension"] = str(config["embedding_dim"])
         rows["history length"] = f"{config['history_length']} snapshots"

@@ -3,6 +3,8 @@
 The same function as the JAX model of ``geopol_tkg.models.counts``, whose docstring explains it::
 
     score(s, r, o) = popularity(r, o) + [s and o have met] history(s, r, o)
+
+with another popularity for entities of the subject's country that it has not met, where labels name countries.
 """
 
 import torch
@@ -32,19 +34,30 @@ class CountModel(nn.Module):
         self.history_bias = nn.Parameter(torch.zeros(r2))
         self.next_relation = nn.Parameter(0.3 * torch.randn(r2, 2 * RELATION_DIM))
         self.last_relation = nn.Parameter(torch.zeros(r2, 2 * RELATION_DIM))
+        self.compatriots = Compatriots(config) if config.num_countries else None
 
     def forward(self, counts: Counts) -> Tensor:
         """Scores of every entity as object, their log-probabilities up to a constant of the query: [b, n]."""
-        scores = self.popularity(counts)[counts.relation_of]
-        return scores.index_put((counts.query, counts.objects), self.history(counts), accumulate=True)
+        popularity = self.popularity(counts)
+        scores = popularity[counts.relation_of]
+        met = scores[counts.query, counts.objects] + self.history(counts)
+        if self.compatriots is not None:
+            direction, features = self._of_answers(counts)
+            more = self.compatriots(counts, direction, features)[counts.relation_of]
+            scores = scores + torch.where(self.compatriots.of(counts.subjects), more, 0)
+        return scores.index_put((counts.query, counts.objects), met)
 
     def popularity(self, counts: Counts) -> Tensor:
         """Of every entity under each relation: [x, n]."""
-        direction = (counts.relations >= self.num_relations).long()
-        features = torch.cat([counts.answers, counts.entities[direction]], dim=-1)
+        direction, features = self._of_answers(counts)
         answers = self.answer_net(features, self.answer_relations[counts.relations].unsqueeze(1))
         unseen = self.unseen_bias[counts.relations].unsqueeze(1)
         return self.entity_net(counts.entities)[direction] + torch.where(_has_any(counts.answers), answers, unseen)
+
+    def _of_answers(self, counts: Counts) -> tuple[Tensor, Tensor]:
+        """Direction of each relation [x], and features of every entity under it [x, n, 3f]."""
+        direction = (counts.relations >= self.num_relations).long()
+        return direction, torch.cat([counts.answers, counts.entities[direction]], dim=-1)
 
     def history(self, counts: Counts) -> Tensor:
         """What the past of subject and object adds: [m]."""
@@ -56,6 +69,34 @@ class CountModel(nn.Module):
         after = (self.next_relation[relation] * self.last_relation[counts.last_relations]).sum(dim=1)
         own = (features * self.relation_weights[relation]).sum(dim=1)
         return self.history_net(features, context) + own + after + self.history_bias[relation]
+
+
+class Compatriots(nn.Module):
+    """What entities of the subject's country have beyond the popularity that they have with all subjects.
+
+    The country of each entity, -1 = none, is a buffer: it comes with the weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        f, r2 = len(config.half_lives) + 2, 2 * config.num_relations
+        self.entity_net = Net(2 * f, 0, POPULARITY_HIDDEN)
+        self.answer_net = Net(3 * f, RELATION_DIM, POPULARITY_HIDDEN)
+        self.answer_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
+        self.relation_bias = nn.Parameter(torch.zeros(r2))
+        self.countries: Tensor
+        self.register_buffer("countries", torch.full((config.num_entities,), -1, dtype=torch.int32))
+
+    def forward(self, counts: Counts, direction: Tensor, features: Tensor) -> Tensor:
+        """Of every entity under each relation, from their features [x, n, 3f]: [x, n]."""
+        answers = self.answer_net(features, self.answer_relations[counts.relations].unsqueeze(1))
+        more = torch.where(_has_any(counts.answers), answers, 0)
+        return self.entity_net(counts.entities)[direction] + more + self.relation_bias[counts.relations].unsqueeze(1)
+
+    def of(self, subjects: Tensor) -> Tensor:
+        """Which entities are of each subject's country: bool [b, n]."""
+        own = self.countries[subjects].unsqueeze(1)
+        return (own >= 0) & (own == self.countries)
 
 
 class Net(nn.Module):

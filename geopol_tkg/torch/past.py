@@ -36,7 +36,7 @@ class Counts(NamedTuple):
         entities: float32 [2, n, 2f], of each entity as object and as subject, then the other way round.
         relations: int64 [x].
         answers: float32 [x, n, f], of ``(r, o)``.
-        relation_of: int64 [b], which of the relations.
+        subjects, relation_of: int64 [b]; which of the relations.
         rows: float32 [b, f], of ``(s, r)``.
         query, objects: int64 [m], a query and an entity that its subject has met.
         meetings: float32 [m, 3f], of ``(s, r, o)``, and of the two in the query's direction and in the other.
@@ -46,6 +46,7 @@ class Counts(NamedTuple):
     entities: Values
     relations: Values
     answers: Values
+    subjects: Values
     relation_of: Values
     rows: Values
     query: Values
@@ -77,6 +78,7 @@ class PastCounts:
             entities=self._entities,
             relations=distinct,
             answers=answers,
+            subjects=subjects,
             relation_of=relation_of,
             rows=np.stack([row for row, _ in parts]),
             query=np.repeat(np.arange(len(met)), [len(found.objects) for found in met]),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from geopol_tkg.config import ModelConfig, TrainConfig
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.static_graph import StaticGraph
@@ -67,6 +68,7 @@ def prepare(
         remat=bool(config.remat),
         steps_per_epoch=len(plan),
         static_graph=StaticGraph.from_labels(dataset.entities) if model.num_words else None,
+        countries=_countries(dataset, model),
     )
     data = put_step_data(
         plan,
@@ -86,6 +88,10 @@ def _counts(dataset: Dataset, context: CountContext, model: ModelConfig, config:
         dataset.facts_of("train"), sizes=context.sizes, num_relations=dataset.num_relations, config=config
     )
     optimiser = make_optimiser(config, len(plan))
-    graphdef, state = start(model, optimiser, seed=config.seed)
+    graphdef, state = start(model, optimiser, seed=config.seed, countries=_countries(dataset, model))
     trainer = CountTrainer(graphdef, optimiser, LossSettings.of(config), jnp.float32, False)
     return Prepared(plan, trainer, state, put_count_data(plan, context.tables))
+
+
+def _countries(dataset: Dataset, model: ModelConfig) -> Countries | None:
+    return Countries.from_labels(dataset.entities, entity_kind=dataset.entity_kind) if model.num_countries else None

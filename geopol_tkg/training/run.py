@@ -148,7 +148,7 @@ class TrainingRun:
         )
         self._learning_rate = learning_rate(self.config, len(self.plan))
         if prior is not None:
-            self._state = self._state._replace(parameters=with_prior(self._state.parameters, prior))
+            self._state = with_prior(self._state, prior)
         self.standing = Standing()
         if earlier is not None:
             self._restore(earlier)
@@ -362,14 +362,16 @@ class TrainingRun:
             )
 
 
-def with_prior(parameters: Any, prior: Checkpoint) -> Any:
-    """Parameters of a network whose counting model is that of a checkpoint.
+def with_prior(state: TrainState, prior: Checkpoint) -> TrainState:
+    """State of a network whose counting model has the parameters of a checkpoint of the same dataset.
 
     Raises:
         CheckpointError: it does not fit the network.
     """
-    arrays = flatten(parameters) | {f"counts/{name}": array for name, array in prior.arrays.items()}
-    return fill(parameters, arrays, source=prior.source)
+    fixed = flatten(state.statistics)
+    learned = {f"counts/{name}": array for name, array in prior.arrays.items() if f"counts/{name}" not in fixed}
+    arrays = flatten(state.parameters) | learned
+    return state._replace(parameters=fill(state.parameters, arrays, source=prior.source))
 
 
 def resolve(config: TrainConfig, device: jax.Device, model: ModelType) -> TrainConfig:

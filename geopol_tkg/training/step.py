@@ -13,11 +13,13 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import ModelConfig, Optimiser, TrainConfig
+from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.counts import CountTables
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.data.static_graph import StaticGraph
 from geopol_tkg.errors import UsageError
+from geopol_tkg.models.counts import set_countries
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
@@ -225,12 +227,14 @@ def make_trainer(
     remat: bool,
     steps_per_epoch: int = 1,
     static_graph: StaticGraph | None = None,
+    countries: Countries | None = None,
 ) -> tuple[Trainer, TrainState]:
     """A trainer and the state it starts from, seeded by ``config.seed``.
 
     Args:
         steps_per_epoch: what the learning rate's schedule counts epochs by.
         static_graph: of ``model.num_words`` words; needed where there are some.
+        countries: ``model.num_countries`` of them; needed where there are some.
 
     Raises:
         UsageError: sampled negatives with a static graph, whose constraint is on every entity, or with
@@ -240,7 +244,7 @@ def make_trainer(
         if config.num_negatives and value:
             raise UsageError(f"{name} concerns every entity: it cannot be used with --num-negatives")
     optimiser = make_optimiser(config, steps_per_epoch)
-    graphdef, state = start(model, optimiser, seed=config.seed, static_graph=static_graph)
+    graphdef, state = start(model, optimiser, seed=config.seed, static_graph=static_graph, countries=countries)
     return NetworkTrainer(graphdef, optimiser, LossSettings.of(config), compute_dtype, remat), state
 
 
@@ -250,10 +254,13 @@ def start(
     *,
     seed: int,
     static_graph: StaticGraph | None = None,
+    countries: Countries | None = None,
 ) -> tuple[nnx.GraphDef[Any], TrainState]:
     """Structure of a fresh model, and the state that its training starts from."""
     edges = None if static_graph is None else static_graph.edges
-    return _structure(model), _initialise(np.uint32(seed % 2**32), edges, model=model, optimiser=optimiser)
+    of_entity = None if countries is None else countries.of_entity
+    state = _initialise(np.uint32(seed % 2**32), edges, of_entity, model=model, optimiser=optimiser)
+    return _structure(model), state
 
 
 @functools.lru_cache(maxsize=16)
@@ -264,11 +271,18 @@ def _structure(model: ModelConfig) -> nnx.GraphDef[Any]:
 
 @functools.partial(jax.jit, static_argnames=("model", "optimiser"))
 def _initialise(
-    seed: Array, edges: Array | None, *, model: ModelConfig, optimiser: optax.GradientTransformation
+    seed: Array,
+    edges: Array | None,
+    countries: Array | None,
+    *,
+    model: ModelConfig,
+    optimiser: optax.GradientTransformation,
 ) -> TrainState:
     network = build_model(model, key=jax.random.key(seed))
     if edges is not None:
         set_static_graph(network, edges)
+    if countries is not None:
+        set_countries(network, countries)
     _, parameters, statistics = nnx.split(network, nnx.Param, FIXED)
     return initial_state(parameters, statistics, optimiser.init(parameters), step=jnp.int32(0))
 

@@ -5,8 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from cli_helpers import SMALL, call, listing, run_in_copy
+from cli_helpers import SETTINGS, SMALL, call, even_events, listing, run_in_copy
 from test_resume import arrays_of, assert_same_arrays, signal_at
 
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
@@ -77,9 +79,9 @@ def test_other_models_options_are_told(here):
     given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
     done = call("train", *given, *OWN, "--count-prior", "models/none")  # refused after it has told
     assert "no effect on --model counts: --embedding-dim, --dropout, --precision, --remat" in done.err
-    given = ("--half-lives", "2", "--history-rate", "0.9", "--static-angle", "3")
+    given = ("--half-lives", "2", "--countries", "--history-rate", "0.9", "--static-angle", "3")
     done = call("train", "--model", "regcn", *given, "--count-prior", "models/none", "--dry-run")
-    assert "no effect on --model regcn: --half-lives, --history-rate" in done.err
+    assert "no effect on --model regcn: --half-lives, --countries, --history-rate" in done.err
     assert "no effect without --static-graph: --static-angle" in done.err
 
 
@@ -123,6 +125,35 @@ def test_both_are_averaged(here, tmp_path):
     assert page.count("ensemble") == 1
 
 
+def ingest_codes():
+    """Three actors of each of four countries."""
+    events = even_events(num_entities=12)
+    for i in (1, 2):
+        names = events[f"Actor{i}Name"].to_pylist()
+        numbers = [int(name.removeprefix("ENTITY ")) for name in names]
+        codes = [f"E{number % 4:02}" + ("", "GOV", "COP")[number // 4] for number in numbers]
+        column = f"Actor{i}Code"
+        events = events.set_column(events.column_names.index(column), column, pa.array(codes))
+    pq.write_table(events, "codes.parquet")
+    assert call("ingest", "codes.parquet", *SETTINGS, "--entity", "code", "--out", "data/codes").code == 0
+
+
+@pytest.mark.slow
+def test_countries_from_codes_to_pytorch(world):
+    ingest_codes()
+    trained = call("train", "data/codes", "--countries", "--batch-size", "0", "--epochs", "1", "--json")
+    assert trained.json()["model_type"] == "counts"
+    assert "5 relations, 4 countries; " in trained.err
+    assert manifest(PRIOR)["config"]["num_countries"] == 4
+    assert call("eval", PRIOR, "--json").json()["mrr"] > 0
+    done = call("predict", "E00", "042", "--explain", "--top", "12", "--json").json()["predictions"]
+    assert {row["object"]: row["explanation"]["country"] for row in done} == {
+        f"E{number:02}{role}": "E00" if number == 0 else None for number in range(4) for role in ("", "GOV", "COP")
+    }
+    pytest.importorskip("torch")
+    assert call("convert", PRIOR, "--full", "--json").json()["passed"]
+
+
 REFUSED = {
     "an ensemble with a baseline": (
         ("eval", f"{PRIOR}+recurrency"),
@@ -157,6 +188,10 @@ REFUSED = {
     "counts with smoothing": (
         (*COUNTS, "--label-smoothing", "0.1", "--overwrite"),
         (2, "--label-smoothing concerns networks"),
+    ),
+    "countries that no label names": (
+        (*COUNTS, "--countries", "--overwrite"),
+        (2, "--countries: no two labels name one country, as Role (Country) or CAMEO codes do"),
     ),
     "resumed without its prior": (
         ("train", "--model", "regcn", *SMALL, "--epochs", "3", "--resume"),

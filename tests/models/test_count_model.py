@@ -22,9 +22,14 @@ N, R, FIRST, LAST = 40, 3, -3, 9
 HUB, NEVER = 0, N - 1  # met by nearly all, and without any facts
 GAPS = (2, 5)
 HALF_LIVES = (0.5, 3.0)
-CONFIG = ModelConfig(model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES)
+COUNTRIES = np.arange(N, dtype=np.int32) % 4 - 1  # -1 = none
+COUNTRIES[[HUB, NEVER]] = 2
+CONFIG = ModelConfig(model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES, num_countries=3)
 EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int32).T
-GRAPHDEF, SKELETON = nnx.split(nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))))
+GRAPHDEF, SKELETON, FIXED = nnx.split(
+    nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))), nnx.Param, nnx.Not(nnx.Param)
+)
+FIXED = fill(FIXED, {"compatriots/countries": COUNTRIES})
 
 
 def make_facts(seed=0):
@@ -90,27 +95,27 @@ class World:
 
 @partial(jax.jit, static_argnames="shape")
 def _scores(state, past, subjects, relations, *, shape):
-    return nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+    return nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
 def _sparse(state, past, subjects, relations, targets, mask, *, shape):
-    nll = nnx.merge(GRAPHDEF, state).nll(past, subjects, relations, targets, shape)
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, targets, shape)
     return jnp.sum(jnp.where(mask, nll, 0)), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
 def _dense(state, past, subjects, relations, targets, mask, *, shape):
-    scores = nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[:, None], axis=1)[:, 0]
     return jnp.sum(jnp.where(mask, nll, 0)), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 def _nll_of_every_target(state, past, subjects, relations, *, shape):
-    model = nnx.merge(GRAPHDEF, state)
+    model = nnx.merge(GRAPHDEF, state, FIXED)
     return jax.lax.map(
         lambda target: model.nll(past, subjects, relations, jnp.full_like(subjects, target), shape), jnp.arange(N)
     )
@@ -148,18 +153,20 @@ class Reference:
         hidden = features @ part["weight"] + np.array(context) @ part["context_weight"] + part["bias"]
         return np.maximum(hidden, 0) @ part["output"] + features @ part["linear"]
 
-    def popularity(self, r, o):
+    def popularity(self, r, o, *, where=""):
         is_inverse = r >= R
         entity = np.array([*self.features(is_inverse, o), *self.features(not is_inverse, o)])
-        score = self.net("entity_net", entity)
+        score = self.net(f"{where}entity_net", entity)
         if ("answer", r, o) not in self._times:
-            return score + self._weights["unseen_bias"][r]
+            return score + (0 if where else self._weights["unseen_bias"][r])
         own = np.array([*self.features("answer", r, o), *entity])
-        return score + self.net("answer_net", own, self._weights["answer_relations"][r])
+        return score + self.net(f"{where}answer_net", own, self._weights[f"{where}answer_relations"][r])
 
     def history(self, s, r, o):
         if (s, o) not in self._last:
-            return 0
+            if COUNTRIES[s] < 0 or COUNTRIES[s] != COUNTRIES[o]:
+                return 0
+            return self._of_compatriots[r, o]
         is_inverse = r >= R
         features = [
             *self.features(s, r, o),
@@ -176,6 +183,8 @@ class Reference:
 
     def scores(self):
         popularity = np.array([[self.popularity(r, o) for o in range(N)] for r in range(2 * R)])
+        more = [[self.popularity(r, o, where="compatriots/") for o in range(N)] for r in range(2 * R)]
+        self._of_compatriots = np.array(more) + self._weights["compatriots/relation_bias"][:, None]
         return np.array([popularity[r] + [self.history(s, r, o) for o in range(N)] for s, r in EVERY_QUERY.T])
 
 
@@ -191,6 +200,9 @@ def test_the_world_of_these_tests_has_what_can_go_wrong():
     assert (FACTS[:, 0] == FACTS[:, 2]).any()
     assert len(np.unique(FACTS[FACTS[:, 0] == HUB, 2])) > 2 * TILE
     assert NEVER not in FACTS[:, [0, 2]]
+    assert (np.bincount(COUNTRIES + 1) > 2).all()
+    are_compatriots = COUNTRIES[FACTS[:, 0]] == COUNTRIES[FACTS[:, 2]]
+    assert 0.1 < are_compatriots.mean() < 0.9
     assert FACTS[:, 3].min() == FIRST < 0
 
 
@@ -238,14 +250,14 @@ def test_the_loss_of_every_target(world):
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
 def _filtered(state, past, subjects, relations, targets, *, shape):
-    nll = nnx.merge(GRAPHDEF, state).nll(past, subjects, relations, targets, shape, filtered=True)
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, targets, shape, filtered=True)
     return jnp.sum(nll), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
 def _dense_filtered(state, past, subjects, relations, targets, excluded, *, shape):
-    scores = nnx.merge(GRAPHDEF, state).scores(past, subjects, relations, shape)
+    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
     kept = jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, scores))
     nll = -jnp.take_along_axis(kept, targets[:, None], axis=1)[:, 0]
     return jnp.sum(nll), nll
@@ -288,7 +300,7 @@ def weights_of(**changed):
 
 def by_plain_count(name, weight, part=0):
     """A net that adds this times the logarithm of a plain count, that of its features' given part."""
-    linear = np.zeros_like(WEIGHTS[f"{name}/linear"])
+    linear = np.zeros_like(WEIGHTS[f"{name.replace('compatriots_', 'compatriots/')}/linear"])
     linear[part * (len(HALF_LIVES) + 2) + len(HALF_LIVES)] = weight
     return {f"{name}_linear": linear}
 
@@ -305,6 +317,9 @@ CONCENTRATED = {
     "what was met holds little": by_plain_count("entity_net", 2) | {"history_bias": bias(-3)},
     "what was met holds nothing": {"history_bias": bias(-60)},
     "answers hold nothing": {"unseen_bias": bias(60)},
+    "the subject's country holds all": {"compatriots_relation_bias": bias(40)},
+    "the subject's country holds nothing": {"compatriots_relation_bias": bias(-60)},
+    "some of the subject's country hold much": by_plain_count("compatriots_entity_net", 1),
 }
 
 
@@ -318,6 +333,7 @@ BEYOND = {
     "the popular were met and hold nothing": by_plain_count("entity_net", 8) | {"history_bias": bias(-200)},
     "the popular were seen with the relation and hold nothing": by_plain_count("entity_net", 8)
     | by_plain_count("answer_net", -50),
+    "the popular of the subject's country were met and hold little": by_plain_count("compatriots_entity_net", 20),
 }
 
 
@@ -376,9 +392,9 @@ def make_dataset(facts):
     return Dataset(*names, facts, Split(6, 8), TimeAxis(0, 1, None))
 
 
-def forecaster(facts, *, horizon=None):
+def forecaster(facts, *, horizon=None, countries=COUNTRIES):
     context = CountContext.build(make_dataset(facts), CONFIG)
-    state = fill(SKELETON, WEIGHTS)
+    state = nnx.merge_state(fill(SKELETON, WEIGHTS), fill(FIXED, {"compatriots/countries": countries}))
     return CountForecaster(GRAPHDEF, state, config=CONFIG, context=context, name="counts", horizon=horizon)
 
 
@@ -417,7 +433,7 @@ def test_relabelled_entities_permute_the_scores():
     facts = FACTS.copy()
     facts[:, [0, 2]] = new_id[facts[:, [0, 2]]]
     queries = np.stack([new_id[EVERY_QUERY[0]], EVERY_QUERY[1]])
-    found = np.asarray(forecaster(facts).at(7)(*queries))
+    found = np.asarray(forecaster(facts, countries=COUNTRIES[np.argsort(new_id)]).at(7)(*queries))
     np.testing.assert_allclose(found[:, new_id], forecaster(FACTS).at(7)(*EVERY_QUERY), rtol=1e-5, atol=1e-5)
 
 

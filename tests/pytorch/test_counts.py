@@ -27,7 +27,8 @@ from geopol_tkg.torch.facts import KnownFacts
 from geopol_tkg.torch.modules import build_network, parameter_count
 from geopol_tkg.torch.past import Counts, PastCounts
 
-CONFIG = make_config("counts", half_lives=(0.5, 3.0))
+CONFIG = make_config("counts", half_lives=(0.5, 3.0), num_countries=2)
+COUNTRIES = np.arange(N, dtype=np.int32) % 3 - 1  # -1 = none
 ALL = np.stack(np.meshgrid(np.arange(N), np.arange(2 * R)), axis=-1).reshape(-1, 2).T
 CUT = 5
 
@@ -36,7 +37,8 @@ def random_weights(seed=0):
     """All away from the zeros that training begins with."""
     rng = np.random.default_rng(seed)
     _, state = nnx.split(build_model(CONFIG, key=jax.random.key(seed)))
-    return {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in flatten(state).items()}
+    weights = {name: rng.normal(0, 0.2, array.shape).astype(np.float32) for name, array in flatten(state).items()}
+    return weights | {"compatriots/countries": COUNTRIES}
 
 
 WEIGHTS = random_weights()
@@ -95,7 +97,7 @@ def test_scores_are_those_of_jax(dataset, of_jax, time):
         found = log_softmax(model(Counts(*map(torch.from_numpy, counts))), dim=1)
     np.testing.assert_allclose(found, of_jax(time), atol=1e-5)
     np.testing.assert_allclose(found.exp().sum(1), 1, atol=1e-5)
-    assert parameter_count(model) == sum(array.size for array in WEIGHTS.values())
+    assert parameter_count(model) == sum(array.size for array in WEIGHTS.values()) - N
 
 
 def features(times, time):
@@ -259,7 +261,7 @@ def test_it_has_no_program(checkpoint, dataset, tmp_path, file_format):
 @pytest.fixture(scope="module", params=[pytest.param("regcn", marks=pytest.mark.slow), "tirgn"])
 def beside(request, dataset, tmp_path_factory):
     """A network with a counting model beside it: its conversion, and how to repeat it for another file."""
-    config = make_config(request.param, count_prior=True, half_lives=CONFIG.half_lives)
+    config = make_config(request.param, count_prior=True, half_lives=CONFIG.half_lives, num_countries=2)
     history = build_for(dataset, window=config.history_window)
     own = make_checkpoint(config, dataset, random_arrays(config) | {f"counts/{k}": v for k, v in WEIGHTS.items()})
     again = partial(convert, own, dataset, history)
@@ -279,6 +281,7 @@ def test_a_network_beside_it_agrees_with_jax(beside):
     card = Path(result["card"]).read_text(encoding="utf-8")
     assert "beside a counting model" in card
     assert "| counts halve in | 0.5, 3 steps |" in card
+    assert "| countries told apart | 2 |" in card
     assert "| history length | 3 snapshots |" in card
 
 

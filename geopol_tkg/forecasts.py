@@ -1,5 +1,6 @@
 """From a checkpoint to a forecaster on a dataset, its own or another; and forecasts by label."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, DataError, unknown_label
 from geopol_tkg.explain import Past
-from geopol_tkg.models.base import Forecaster, ScoreFunction
+from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
 from geopol_tkg.models.ensemble import EnsembleForecaster, Member
 from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster, uses_vocabulary
 
@@ -114,15 +115,25 @@ class AlignedForecaster:
         network_score = self._network.at(time + self._time_offset)
 
         def score(subjects: np.ndarray, relations: np.ndarray) -> np.ndarray:
-            own_subjects, own_relations = self._entity_ids[subjects], self._relation_ids[relations]
-            known = (own_subjects >= 0) & (own_relations >= 0)
-            own = network_score(np.where(known, own_subjects, 0), np.where(known, own_relations, 0))
-            scores = np.asarray(own)[:, self._entity_ids]
+            own, known = self._own(Block(time, subjects, relations))
+            scores = np.asarray(network_score(own.subjects, own.relations))[:, self._entity_ids]
             scores[:, self._entity_ids < 0] = -np.inf
             scores[~known] = 0
             return scores
 
         return score
+
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room in the network."""
+        if isinstance(self._network, Expectant):
+            self._network.expect(self._own(block)[0] for block in blocks)
+
+    def _own(self, block: Block) -> tuple[Block, np.ndarray]:
+        """A block as the network is asked it, and which of its queries the network knows: bool [b]."""
+        subjects, relations = self._entity_ids[block.subjects], self._relation_ids[block.relations]
+        known = (subjects >= 0) & (relations >= 0)
+        own = Block(block.time + self._time_offset, np.where(known, subjects, 0), np.where(known, relations, 0))
+        return own, known
 
 
 def load_model(stem: Path, data: Dataset | None = None) -> LoadedModel:

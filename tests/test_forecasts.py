@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_helpers import call, even_events
@@ -15,7 +16,9 @@ from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.errors import CheckpointError, DataError
 from geopol_tkg.evaluation.evaluator import evaluate
-from geopol_tkg.forecasts import load_model, load_named, look_up, member_names, predict
+from geopol_tkg.forecasts import AlignedForecaster, load_model, load_named, look_up, member_names, predict
+from geopol_tkg.models.base import Block
+from geopol_tkg.models.ensemble import EnsembleForecaster, Member
 
 DAY = 86400
 SHIFT = 3  # time indices that the other dataset begins later
@@ -188,6 +191,37 @@ def test_an_ensemble_is_evaluated_on_its_own_dataset_and_on_another(stem, other_
     np.testing.assert_allclose(sorted(evaluate(other.forecaster(), other.dataset).rank), sorted(whole.rank))
     np.testing.assert_allclose(whole.probabilities.of_targets(), np.exp(whole.score), rtol=1e-5)
     assert own.known_entities.all()
+
+
+class Recorder:
+    """Scores all candidates alike, and keeps what it is told to expect and what it is asked."""
+
+    name, horizon = "recorder", None
+
+    def __init__(self):
+        self.expected, self.asked = [], []
+
+    def expect(self, blocks):
+        self.expected += blocks
+
+    def at(self, time):
+        def score(subjects, relations):
+            self.asked.append(Block(time, subjects, relations))
+            return jnp.zeros((len(subjects), N))
+
+        return score
+
+
+def test_an_evaluation_tells_members_what_they_will_be_asked_in_their_own_ids(stem):
+    member = Recorder()
+    model = load_model(stem, relabelled(make_dataset(), extra_facts=UNKNOWN))
+    ensemble = EnsembleForecaster([Member(member, 1.0)], name="alone")
+    evaluate(AlignedForecaster(ensemble, model.alignment), model.dataset, block_size=7)
+    assert len(member.asked) > 3
+    for expected, asked in zip(member.expected, member.asked, strict=True):
+        assert expected.time == asked.time
+        np.testing.assert_array_equal(expected.subjects, asked.subjects)
+        np.testing.assert_array_equal(expected.relations, asked.relations)
 
 
 def test_members_of_an_ensemble_are_of_one_dataset(stem, tmp_path):

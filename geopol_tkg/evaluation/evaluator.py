@@ -18,11 +18,11 @@ from geopol_tkg.errors import DataError, GeopolTkgError
 from geopol_tkg.evaluation.calibration import Probabilities, first_candidates
 from geopol_tkg.evaluation.ranking import rank_counts, ranks, target_scores
 from geopol_tkg.evaluation.results import Ranks
-from geopol_tkg.models.base import Forecaster, ScoreFunction
+from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
 
 _MOST_QUERIES, _FEWEST_QUERIES, _MOST_SCORES = 256, 16, 1 << 24
 _FIRST = 3  # row of the first candidate, then of whether it is the target; below rank, score, excluded candidates
-_FEWEST_PAIRS, _MORE_PAIRS = 512, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
+_FEWEST_PAIRS, _MORE_PAIRS = 4096, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -65,6 +65,8 @@ def evaluate(
         raise DataError(f"the {split} split is empty: nothing to evaluate")
     block_size = block_size or default_block_size(dataset.num_entities)
     answers = _Answers(dataset, facts, filter)
+    if isinstance(forecaster, Expectant):
+        forecaster.expect(_blocks(facts, dataset.num_relations, block_size))
     counted = []
     done = 0
     for time, queries in timestamps(facts, dataset.num_relations):
@@ -105,6 +107,14 @@ def timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.
         yield time, with_inverses(part, num_relations)
 
 
+def _blocks(facts: np.ndarray, num_relations: int, block_size: int) -> Iterator[Block]:
+    """What a forecaster is asked."""
+    for time, queries in timestamps(facts, num_relations):
+        for start in range(0, len(queries), block_size):
+            subjects, relations, *_ = padded(queries[start : start + block_size], block_size).T
+            yield Block(time, subjects, relations)
+
+
 class _Answers:
     """The true objects of a query that the filter takes out of the candidates."""
 
@@ -134,11 +144,9 @@ def _timeless(facts: np.ndarray) -> np.ndarray:
     return np.unique(facts * np.array([1, 1, 1, 0], facts.dtype), axis=0)
 
 
-def padded_scores(score: ScoreFunction, queries: np.ndarray, block_size: int) -> tuple[Any, np.ndarray]:
-    """Scores [block_size, n] and targets [block_size] of queries [b, 4]; the first one again fills the block."""
-    padding = np.repeat(queries[:1], block_size - len(queries), axis=0)
-    subjects, relations, targets, _ = np.concatenate([queries, padding]).T
-    return score(subjects, relations), targets
+def padded(queries: np.ndarray, block_size: int) -> np.ndarray:
+    """Queries [b, 4], filled up by the first one again: [block_size, 4]."""
+    return np.concatenate([queries, np.repeat(queries[:1], block_size - len(queries), axis=0)])
 
 
 def _rank_block(
@@ -146,7 +154,8 @@ def _rank_block(
 ) -> tuple[int, Any, np.ndarray]:
     """Number of queries, what :func:`_count` finds [block_size] and numbers of excluded candidates [b]."""
     rows, columns = answers.others(queries)
-    scores, targets = padded_scores(score, queries, block_size)
+    subjects, relations, targets, _ = padded(queries, block_size).T
+    scores = score(subjects, relations)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(scores, jax.Array):
         counted = _device_counter()(scores, targets, *_padded(rows, columns, block_size), temperature)

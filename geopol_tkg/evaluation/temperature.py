@@ -12,7 +12,7 @@ import numpy as np
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.errors import DataError
-from geopol_tkg.evaluation.evaluator import Interrupted, default_block_size, padded_scores, timestamps
+from geopol_tkg.evaluation.evaluator import Interrupted, default_block_size, padded, timestamps
 from geopol_tkg.models.base import Forecaster
 
 LOWEST, HIGHEST = 0.01, 100.0
@@ -92,7 +92,8 @@ def _ask(
                 raise Interrupted
             block = asked[start : start + block_size]
             part = slice(done, done + len(block))
-            found = np.asarray(padded_scores(score, block, block_size)[0])[: len(block)]
+            subjects, relations, *_ = padded(block, block_size).T
+            found = np.asarray(score(subjects, relations))[: len(block)]
             np.maximum(found, _IMPOSSIBLE, out=scores[part])
             targets[part] = block[:, 2]
             done += len(block)

@@ -1,13 +1,21 @@
 """What can forecast: a trained network or a baseline, behind one interface."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 # Subjects [b] and relations [b] (0..2R-1, inverses included) to scores [b, n] of every entity as the
 # object: a NumPy or JAX array, higher is better.
 ScoreFunction = Callable[[np.ndarray, np.ndarray], Any]
+
+
+class Block(NamedTuple):
+    """Queries of a time that are scored together: subjects [b] and relations [b]."""
+
+    time: int
+    subjects: np.ndarray
+    relations: np.ndarray
 
 
 class Forecaster(Protocol):
@@ -26,4 +34,13 @@ class Forecaster(Protocol):
 
         Ascending times are cheap; an earlier time than the last one gives the right answer too.
         """
+        ...
+
+
+@runtime_checkable
+class Expectant(Protocol):
+    """A forecaster that compiles for sizes which depend on the queries."""
+
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room for all of these blocks, so that one program scores them; scores are the same without."""
         ...

@@ -1,5 +1,6 @@
 """A trained counting model as a forecaster: counts are looked up on the device, once per time."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from jax import Array
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset
-from geopol_tkg.models.base import ScoreFunction
+from geopol_tkg.models.base import Block, ScoreFunction
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.past import CountShape, Past, count_shape, past_of
 
@@ -26,7 +27,7 @@ class CountContext:
     Attributes:
         tables: on the device.
         sizes: what blocks of queries find in them.
-        shape: room for every block so far; it only grows, so that few shapes are compiled.
+        shape: room for every block expected or asked so far; it only grows, so that few shapes are compiled.
     """
 
     tables: CountTables
@@ -44,11 +45,19 @@ class CountContext:
         )
         return cls(jax.device_put(tables), CountSizes(tables, num_relations=dataset.num_relations))
 
-    def room_for(self, subjects: np.ndarray, relations: np.ndarray, time: int) -> CountShape:
-        """A shape that a block of queries of a time fits into."""
-        needed = count_shape(subjects, relations, self.sizes.of(subjects, relations, time))
-        self.shape = CountShape(*map(_grown, self.shape, needed))
+    def room_for(self, block: Block) -> CountShape:
+        """A shape that a block fits into."""
+        self.shape = CountShape(*map(_grown, self.shape, self._needed(block)))
         return self.shape
+
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room for all of these blocks."""
+        largest = map(max, zip(*map(self._needed, blocks), strict=True))
+        self.shape = CountShape(*map(max, self.shape, map(_rounded, largest)))
+
+    def _needed(self, block: Block) -> CountShape:
+        sizes = self.sizes.of(block.subjects, block.relations, block.time)
+        return count_shape(block.subjects, block.relations, sizes)
 
 
 class CountForecaster:
@@ -81,10 +90,25 @@ class CountForecaster:
         visible = time if self.horizon is None else min(time, self.horizon)
         return partial(self._score, past_at(self._context, visible, self._config), visible)
 
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room for all of these blocks."""
+        self._context.expect(before(blocks, self.horizon))
+
     def _score(self, past: Past, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
-        shape = self._context.room_for(subjects, relations, visible)
+        shape = self._context.room_for(Block(visible, subjects, relations))
         queries = np.stack([subjects, relations]).astype(np.int32)
         return _log_probabilities(self._graphdef, self._state, past, queries, shape=shape)
+
+
+def before(blocks: Iterable[Block], horizon: int | None) -> Iterable[Block]:
+    """Blocks, with what is visible by the horizon for their time."""
+    return blocks if horizon is None else (block._replace(time=min(block.time, horizon)) for block in blocks)
+
+
+def _rounded(size: int) -> int:
+    """Up to a quarter more, so that a few more facts ask for the same program."""
+    step = max(1 << size.bit_length() >> 3, 8)
+    return -(-size // step) * step
 
 
 def _grown(size: int, needed: int) -> int:

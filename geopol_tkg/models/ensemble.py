@@ -3,7 +3,7 @@
 Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from geopol_tkg.models.base import Forecaster, ScoreFunction
+from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
 
 
 class Member(NamedTuple):
@@ -33,6 +33,13 @@ class EnsembleForecaster:
     def at(self, time: int) -> ScoreFunction:
         """Each member's scores of a time, mixed."""
         return partial(_score, [(member.forecaster.at(time), member.temperature) for member in self._members])
+
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room in the members."""
+        blocks = list(blocks)
+        for member in self._members:
+            if isinstance(member.forecaster, Expectant):
+                member.forecaster.expect(blocks)
 
 
 def _score(members: list[tuple[ScoreFunction, float]], subjects: np.ndarray, relations: np.ndarray) -> Array:

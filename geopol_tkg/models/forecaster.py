@@ -1,5 +1,6 @@
 """A trained network as a forecaster: evolves once per time, scores blocks of queries on the device."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,15 +15,15 @@ from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
-from geopol_tkg.models.base import ScoreFunction
-from geopol_tkg.models.count_forecaster import CountContext, past_at
+from geopol_tkg.models.base import Block, ScoreFunction
+from geopol_tkg.models.count_forecaster import CountContext, before, past_at
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
 from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
 from geopol_tkg.models.network import History, Network, Prior
 from geopol_tkg.models.past import CountShape, Past
 
-_SMALLEST_CAPACITY = 4096
+_SMALLEST_CAPACITY = 16384
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class NetworkForecaster:
         past = None if (counts := self._context.counts) is None else past_at(counts, visible, self._config)
         return partial(self._score, evolved, past, time, visible)
 
+    def expect(self, blocks: Iterable[Block]) -> None:
+        """Make room for what the counting model beside the network reads of these blocks."""
+        if self._context.counts is not None:
+            self._context.counts.expect(before(blocks, self.horizon))
+
     def _score(
         self,
         evolved: Evolved,
@@ -100,7 +106,8 @@ class NetworkForecaster:
         relations: np.ndarray,
     ) -> Array:
         slices = self._context.history.object_slices(subjects, relations, visible)
-        needed = int((slices[:, 1] - slices[:, 0]).sum())
+        needed = int((slices[:, 1] - slices[:, 0]).sum()) if self._config.model_type == "tirgn" else 0
+        counts, block = self._context.counts, Block(visible, subjects, relations)
         return _log_probabilities(
             self._graphdef,
             self._state,
@@ -111,7 +118,7 @@ class NetworkForecaster:
             slices,
             past,
             capacity=_capacity(needed),
-            count_shape=counts.room_for(subjects, relations, visible) if (counts := self._context.counts) else None,
+            count_shape=None if counts is None else counts.room_for(block),
         )
 
 

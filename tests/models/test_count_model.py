@@ -14,7 +14,8 @@ from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset, Split, with_inverses
 from geopol_tkg.data.time_axis import TimeAxis
-from geopol_tkg.models.count_forecaster import CountContext, CountForecaster
+from geopol_tkg.evaluation.evaluator import evaluate
+from geopol_tkg.models.count_forecaster import CountContext, CountForecaster, _log_probabilities
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.past import TILE, CountShape, count_shape, past_of
 
@@ -426,6 +427,23 @@ def test_a_forecaster_grows_with_its_queries_and_scores_as_before(monkeypatch):
     together = np.asarray(score(*EVERY_QUERY))
     np.testing.assert_allclose(alone[0], together[9], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(together, log_softmax(Reference(FACTS, LAST + 1).scores()), rtol=1e-5, atol=2e-5)
+
+
+def test_all_blocks_of_an_evaluation_are_scored_by_one_program(monkeypatch):
+    monkeypatch.setattr(CountContext, "shape", CountShape(1, 1, 1, 1, 1))
+    model, rooms = forecaster(FACTS), []
+    make_room = CountContext.room_for
+
+    def room_for(context, block):
+        rooms.append(context.shape)
+        return make_room(context, block)
+
+    monkeypatch.setattr(CountContext, "room_for", room_for)
+    programs = _log_probabilities._cache_size()
+    evaluate(model, make_dataset(FACTS), block_size=9)
+    assert len(rooms) > 5
+    assert len(set(rooms)) == 1
+    assert _log_probabilities._cache_size() == programs + 1
 
 
 def test_relabelled_entities_permute_the_scores():

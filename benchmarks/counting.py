@@ -1,11 +1,12 @@
-"""Floating-point operations of matrix products in a JAX program, and the share of its time that they take."""
+"""Floating-point operations of matrix products in a JAX program, and where its time goes."""
 
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -16,6 +17,7 @@ _LIBRARY_PRODUCT = re.compile(r'custom_call_target="[^"]*(gemm|matmul|conv|dot)'
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\(")
 _CALLED = re.compile(r"calls=%?([\w.-]+)")
+_SCOPES = re.compile(r'op_name="([^"]*)"')
 
 
 def matmul_flops(program: ClosedJaxpr | Jaxpr, *, trip_count: int | None = None) -> int:
@@ -60,47 +62,59 @@ def _parts(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
                 yield part
 
 
-def matmul_time_share(compiled: Any, execute: Callable[[], Any]) -> float | None:
-    """Share of a compiled program's operation time that goes to operations with a matrix product inside.
+class Operation(NamedTuple):
+    """One execution of an instruction of a compiled program.
+
+    Attributes:
+        has_product: whether there is a matrix product inside.
+        scopes: the traced operation that it comes from, behind the names of ``jax.named_scope`` around it.
+    """
+
+    seconds: float
+    has_product: bool
+    scopes: str
+
+
+def profile(compiled: Any, execute: Callable[[], Any]) -> list[Operation]:
+    """What a compiled program executes, by JAX's profiler; empty where that sees nothing.
 
     Args:
         execute: runs the program once, to its end.
-
-    Returns:
-        A number from 0 to 1; None where the profiler sees no operation.
     """
-    opcodes, products = _operations(compiled.as_text())
+    instructions = _instructions(compiled.as_text())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             execute()
         (path,) = Path(folder).rglob("*.xplane.pb")
-        profile = jax.profiler.ProfileData.from_file(str(path))
-        events = [event for plane in profile.planes for line in plane.lines for event in line.events]
-        total = shared = 0.0
-        for event in events:
-            name = dict(event.stats).get("hlo_op")
-            if opcodes.get(name, "while") in _CONTAINERS:
-                continue
-            total += event.duration_ns
-            shared += event.duration_ns * (name in products)
-    return shared / total if total else None
+        trace = jax.profiler.ProfileData.from_file(str(path))
+        events = [event for plane in trace.planes for line in plane.lines for event in line.events]
+        found = [(event.duration_ns / 1e9, dict(event.stats).get("hlo_op")) for event in events]
+    return [Operation(seconds, *instructions[name]) for seconds, name in found if name in instructions]
 
 
-def _operations(text: str) -> tuple[dict[str, str], set[str]]:
-    """Opcode of every instruction of an HLO module, and the names of those with a product inside."""
-    opcodes: dict[str, str] = {}
-    products: set[str] = set()
+def time_shares(operations: Iterable[Operation], group_of: Callable[[Operation], str]) -> dict[str, float]:
+    """Share of the operations' time that each group takes, from 0 to 1, the largest first."""
+    seconds: Counter[str] = Counter()
+    for operation in operations:
+        seconds[group_of(operation)] += operation.seconds
+    return {group: own / seconds.total() for group, own in seconds.most_common()}
+
+
+def _instructions(text: str) -> dict[str, tuple[bool, str]]:
+    """Of every instruction of an HLO module but containers: is there a product inside, and its scopes."""
+    found: dict[str, tuple[bool, str]] = {}
     computations: set[str] = set()  # with a product inside; a computation stands before its callers
     computation = ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             computation = header[1]
-        elif found := _INSTRUCTION.match(line):
-            name, opcode = found.groups()
-            opcodes[name] = opcode
-            called = _CALLED.search(line)
+        elif instruction := _INSTRUCTION.match(line):
+            name, opcode = instruction.groups()
+            called, scopes = _CALLED.search(line), _SCOPES.search(line)
             inside = called is not None and called[1] in computations
-            if opcode in _PRODUCTS or inside or _LIBRARY_PRODUCT.search(line):
-                products.add(name)
+            has_product = opcode in _PRODUCTS or inside or _LIBRARY_PRODUCT.search(line) is not None
+            if has_product:
                 computations.add(computation)
-    return opcodes, products
+            if opcode not in _CONTAINERS:
+                found[name] = has_product, scopes[1] if scopes else ""
+    return found

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from counting import matmul_flops, matmul_time_share
+from counting import Operation, matmul_flops, profile, time_shares
 from measure import best_rate, peak_rss, restart_peak_rss, timed
 from settings import model_config, train_config
 
@@ -22,7 +22,14 @@ from geopol_tkg.models.forecaster import NetworkForecaster
 from geopol_tkg.training.run import RunFiles, TrainingRun
 from geopol_tkg.training.step import initial_state
 
+_PARTS = ("evolution", "decoders", "scores", "optimiser")  # named by jax.named_scope
+_IN_PRODUCTS = ", products"
 _RATE_SIZE = {"cpu": 2048, "gpu": 8192}
+
+
+def _part_of(operation: Operation) -> str:
+    part = next((part for part in _PARTS if part in operation.scopes), "rest")
+    return part + (_IN_PRODUCTS if operation.has_product else ", other")
 
 
 def open_run(dataset: Dataset, settings: dict[str, Any], folder: Path) -> TrainingRun:
@@ -143,10 +150,18 @@ class Steps:
         self._state = initial_state(state.parameters, state.statistics, state.optimiser, step=state.step)
         return seconds
 
-    def matmul_time_share(self, index: int) -> float | None:
-        """Share of step ``index``'s operation time in operations with a matrix product; takes the step."""
+    def time_shares(self, index: int) -> dict[str, Any]:
+        """Where the time of step ``index``'s operations goes; takes the step.
+
+        Returns:
+            ``matmul_time_share``, of operations with a matrix product; ``part_time_shares``, of each part of
+            the step, in products and in all else. Nones where the profiler sees no operation.
+        """
         program = self.program(int(self.plan.shape_of[index]))
-        return matmul_time_share(program.compiled, lambda: self.take(index))
+        operations = profile(program.compiled, lambda: self.take(index))
+        shares = time_shares(operations, _part_of)
+        products = sum(share for part, share in shares.items() if part.endswith(_IN_PRODUCTS))
+        return {"matmul_time_share": products if shares else None, "part_time_shares": shares or None}
 
     def memory(self) -> dict[str, int]:
         return peak_memory(self.device)

@@ -18,6 +18,8 @@ matmul_flops        of matrix products and convolutions in counted_steps. JAX: i
 matmul_rate         FLOP/s of a large float32 matrix product with this library in this run
 fraction_of_rate    matmul_flops over the seconds of counted_steps, over matmul_rate
 matmul_time_share   of one profiled step's operation time, what operations with a matrix product take
+part_time_shares    of the same step of JAX, what its parts take in operations with a matrix product and in others,
+                    both passes together; an operation fused from several parts counts for the last
 peak_rss_bytes      of the process in the timed steps, what compilation left behind included; warmup_peak_rss_bytes
                     before them (elsewhere than on Linux both are the whole process's). peak_device_bytes on a GPU
 programs            JAX's program of each shape: steps of an epoch that take it, memory_analysis(), and both
@@ -109,7 +111,7 @@ def compare(jitted: Worker, eager: Worker, num_steps: int, seed: int) -> dict[st
         name: warmup[name] | summarise(side, seconds[name], shape_of, counted, flops[name]) for name, side in sides
     }
     for name, side in sides:
-        results[name]["matmul_time_share"] = side.call("matmul_time_share", profiled)
+        results[name] |= side.call("time_shares", profiled)
     results["jax"] |= {"compile_seconds": sum(row["compile_seconds"] for row in programs), "programs": programs}
     results["torch"]["threads"] = eager.call("threads")
     names = {"median": "median_seconds", "total": "total_seconds", "epoch": "epoch_seconds"}

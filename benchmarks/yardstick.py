@@ -111,15 +111,16 @@ class EagerSteps:
             self.take(index)
         return counter.get_total_flops()
 
-    def matmul_time_share(self, index: int) -> float:
-        """Share of step ``index``'s operation time in matrix products and convolutions; takes the step."""
+    def time_shares(self, index: int) -> dict[str, float]:
+        """``matmul_time_share`` of step ``index``: in matrix products and convolutions; takes the step."""
         on_gpu = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
         with profile(activities=activities) as found:
             self.take(index)
         field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         times = {event.key: getattr(event, field) for event in found.key_averages() if event.key.startswith("aten::")}
-        return sum(time for name, time in times.items() if _PRODUCT.fullmatch(name)) / sum(times.values())
+        products = sum(time for name, time in times.items() if _PRODUCT.fullmatch(name))
+        return {"matmul_time_share": products / sum(times.values())}
 
     def memory(self) -> dict[str, int]:
         """Peak bytes of this process, and of the device's allocator."""

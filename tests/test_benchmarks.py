@@ -23,9 +23,9 @@ def benchmark_modules(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
 
 
-def run(name, *arguments, cwd):
+def run(name, *arguments, cwd, optimise=False):
     """The JSON that a benchmark prints."""
-    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimise)), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, BENCHMARKS / f"{name}.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=os.environ | fast, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -80,13 +80,14 @@ def test_a_loop_of_unknown_length_is_not_counted_as_one(benchmark_modules):
 
 
 def test_operations_with_a_product_are_found_inside_fusions(benchmark_modules):
-    from counting import matmul_time_share
+    from counting import profile, time_shares
 
     x = jnp.ones((256, 256))
 
     def share(function):
         compiled = jax.jit(function).lower(x).compile()
-        return matmul_time_share(compiled, lambda: jax.block_until_ready(compiled(x)))
+        operations = profile(compiled, lambda: jax.block_until_ready(compiled(x)))
+        return time_shares(operations, lambda operation: str(operation.has_product)).get("True", 0)
 
     assert share(lambda x: jnp.sin(x) + 1) == 0
     assert 0.1 < share(lambda x: jax.lax.scan(lambda y, _: (y @ x, None), x, length=20)[0]) <= 1
@@ -126,6 +127,9 @@ def test_train_step(folder, model):
         assert 0 < found[side]["matmul_time_share"] < 1
         assert 0 < found[side]["fraction_of_rate"] < 1
         assert found[side]["epoch_seconds"] > found[side]["total_seconds"] > 0
+    shares = found["jax"]["part_time_shares"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares.keys() > {"evolution, products", "decoders, products", "scores, products", "optimiser, other"}
 
 
 @pytest.mark.slow
@@ -166,6 +170,19 @@ def test_memory(folder):
     assert small["peak"] >= small["temporary"] + small["outputs"]
     assert small["peak_rss_bytes"] > small["peak"]
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("facts", "limit"),
+    [pytest.param(75_000, 4e9, id="GDELT in days"), pytest.param(3_500, 2e9, id="GDELT in hours")],
+)
+def test_tirgn_stays_within_its_memory(tmp_path, facts, limit):
+    sizes = ("--facts", facts, "--entities", 6_000, "--history-lengths", 7)
+    options = ("--model", "tirgn", "--embedding-dim", 200, "--batch-size", 0, "--device", "cpu")
+    (point,) = run("memory", *sizes, *options, cwd=tmp_path, optimise=True)["points"]
+    assert point["queries"] >= 2 * 0.99 * facts
+    assert point["arguments"] < point["peak"] < limit
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ class Network(nnx.Module):
             label_smoothing: share of the target's weight that all candidates divide.
             sample: candidates that stand for all others; None scores them all.
         """
-        vectors = self._vectors(task, queries, key=key, dtype=dtype, num_blocks=num_blocks)
+        with jax.named_scope("decoders"):
+            vectors = self._vectors(task, queries, key=key, dtype=dtype, num_blocks=num_blocks)
 
         def block(rows: tuple[list[Array], Queries, Array]) -> Array:
             own, part, target = rows
@@ -127,7 +128,8 @@ class Network(nnx.Module):
                 nll = mixture_nll(mixture, target, label_smoothing=label_smoothing)
             return jnp.sum(jnp.where(part.mask, nll, 0))
 
-        return sum_over_blocks(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
+        with jax.named_scope("scores"):
+            return sum_over_blocks(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
 
     def _vectors(
         self, task: Task, queries: Queries, *, key: Array | None, dtype: DTypeLike, num_blocks: int

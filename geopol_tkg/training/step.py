@@ -117,11 +117,13 @@ class Trainer:
             (loss, (count, statistics)), gradients = gradient(
                 state.parameters, state.statistics, data, index, step_key, shape
             )
-        updates, optimiser = self.optimiser.update(gradients, state.optimiser, state.parameters)
+        with jax.named_scope("optimiser"):
+            updates, optimiser = self.optimiser.update(gradients, state.optimiser, state.parameters)
+            parameters = optax.apply_updates(state.parameters, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients))
         failed = (state.failed_step < 0) & ~finite
         return TrainState(
-            parameters=optax.apply_updates(state.parameters, updates),
+            parameters=parameters,
             statistics=statistics,
             optimiser=optimiser,
             step=state.step + 1,
@@ -147,7 +149,8 @@ class NetworkTrainer(Trainer):
         if config.num_negatives:
             window, sample = _sampled(network, data, window, facts, seen_objects, shape, config, key)
             subject, object_ = sample.number(subject), sample.number(object_)
-        evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
+        with jax.named_scope("evolution"):
+            evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
         row = jnp.arange(shape.queries)
         options: dict[str, Any] = {
             "dtype": dtype,

@@ -6,9 +6,9 @@
 
 DIR is what ``geopol-tkg ingest`` wrote. Every variant is trained anew for the same epochs with the same seed and
 measured on the valid split after each; the test split is not read. A part is taken away by counting nothing for it:
-its features are those of what never happened. With --countries all but one tell the countries apart that labels
-name. Prints one JSON object: for each variant the valid MRR, times 100, after
-each epoch, and the best of them; the seconds that an epoch took, validation included.
+its features are those of what never happened. With --countries all but one, which is left out otherwise, tell the
+countries apart that labels name. Prints one JSON object: for each variant the valid MRR, times 100, after each epoch,
+and the best of them; the seconds that an epoch took, validation included.
 """
 
 import argparse
@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    if not arguments.countries:
+        arguments.only = [name for name in arguments.only if name != "without-countries"]
     choose_machine(arguments.device, arguments.threads)
     results = {name: train(name, arguments) for name in arguments.only}
     report("counts_ablation", dataset=str(arguments.dataset), epochs=arguments.epochs, variants=results)
@@ -59,6 +61,8 @@ def train(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = {"num_entities": dataset.num_entities, "num_relations": dataset.num_relations}
     if arguments.countries:
         countries = Countries.from_labels(dataset.entities, entity_kind=dataset.entity_kind)
+        if not countries.names:
+            raise SystemExit("--countries: no two labels name one country")
         sizes["num_countries"] = len(countries.names)
     model = ModelConfig(**{"model_type": "counts", **sizes, **settings})
     context = CountContext.build(dataset, model)

@@ -98,12 +98,13 @@ for part in $parts; do
         done
         ;;
     icews14s)
-        share=$(($(left) / 12))
+        share=$(($(left) / 13))
         train counts icews14s counts-icews14s "$share" --patience 4
         train regcn icews14s regcn-icews14s $((2 * share))
         train tirgn icews14s tirgn-icews14s $((5 * share))
-        train regcn-counts icews14s regcn-counts-icews14s $((2 * share)) --count-prior models/counts/counts_best
-        tkg test-average eval models/regcn-counts/regcn_best+models/counts/counts_best --device "$device" --json
+        train prior icews14s counts-icews14s "$share" --patience 4 --no-countries
+        train regcn-counts icews14s regcn-counts-icews14s $((2 * share)) --count-prior models/prior/counts_best
+        tkg test-average eval models/regcn-counts/regcn_best+models/prior/counts_best --device "$device" --json
         tkg test-recurrency eval recurrency --data icews14s --json
         ;;
     yago)

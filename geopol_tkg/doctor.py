@@ -15,7 +15,14 @@ from typing import Any, get_args
 from geopol_tkg.config import DEFAULT_DATASET, DEFAULT_MODEL_DIR, SAMPLE_CONFIG, ModelConfig, ModelType, TrainConfig
 
 _REQUIRED = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pandas", "pyarrow", "tensorboardX", "typer", "rich")
-_EXTRAS = {"cuda12": "jax-cuda12-plugin", "cuda13": "jax-cuda13-plugin", "torch": "torch", "wandb": "wandb"}
+_EXTRAS = {
+    "cuda12": "jax-cuda12-plugin",
+    "cuda13": "jax-cuda13-plugin",
+    "torch": "torch",
+    "safetensors": "safetensors",
+    "onnx": "onnxscript",
+    "wandb": "wandb",
+}
 _IMPORTED_EXTRAS = ("torch", "wandb")
 _FOLDERS = (str(Path(DEFAULT_DATASET).parent), DEFAULT_MODEL_DIR, "runs")
 _NVIDIA_SMI_S = 20

@@ -42,6 +42,10 @@ class LoadedModel:
         return (ids >= 0) & self.checkpoint.trained_entities[ids]
 
     @property
+    def tells_countries_apart(self) -> bool:
+        return self.checkpoint.config.num_countries > 0
+
+    @property
     def temperature(self) -> float:
         """That the scores are read with as probabilities."""
         return self.checkpoint.temperature_value
@@ -81,6 +85,10 @@ class LoadedEnsemble(LoadedModel):
     def known_entities(self) -> np.ndarray:
         """Entities of the dataset that all members were trained on: bool [n]."""
         return np.logical_and.reduce([member.known_entities for member in self.members])
+
+    @property
+    def tells_countries_apart(self) -> bool:
+        return any(member.tells_countries_apart for member in self.members)
 
     @property
     def temperature(self) -> float:
@@ -242,9 +250,10 @@ def predict(
     score = model.network_forecaster().at(time)
     scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
     probability = probabilities(scores, model.temperature)
-    countries = Countries.from_labels(known.entities, entity_kind=known.entity_kind)
-    told_apart = countries if checkpoint.config.num_countries else None
-    past = Past(known, subject, base, direction=direction, time=time, countries=told_apart)
+    countries = None
+    if explain and model.tells_countries_apart:
+        countries = Countries.from_labels(known.entities, entity_kind=known.entity_kind)
+    past = Past(known, subject, base, direction=direction, time=time, countries=countries)
     predictions = [
         {
             direction: known.entities[i],

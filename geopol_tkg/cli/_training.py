@@ -114,7 +114,7 @@ def count_countries(dataset: Dataset) -> int:
     """How many countries the labels of entities name.
 
     Raises:
-        UsageError: none.
+        UsageError: they name none.
     """
     found = len(Countries.from_labels(dataset.entities, entity_kind=dataset.entity_kind).names)
     if not found:

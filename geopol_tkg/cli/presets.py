@@ -1,4 +1,4 @@
-"""``geopol-tkg presets``: the published settings that train can take."""
+"""``geopol-tkg presets``: settings that train can take."""
 
 from typing import Annotated
 
@@ -19,9 +19,9 @@ def command(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """List published settings for train --preset, or show one.
+    """List settings for train --preset, or show one: published ones, and this program's own.
 
-    A preset says which paper and which version of a dataset it is of, what was published for it, and the
+    A preset says which paper, if any, and which version of a dataset it is of, what was published for it, and the
     commands to run.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)

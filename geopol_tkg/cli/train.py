@@ -23,7 +23,7 @@ from geopol_tkg.config import (
 )
 from geopol_tkg.errors import UsageError
 
-_MODEL, _RUN = "Network", "Run"
+_MODEL, _RUN = "Model", "Run"
 _DEFAULTS = TrainConfig()
 _COUNTS_ONLY = ("half_lives", "countries")
 _TIRGN_ONLY = ("history_rate", "history_mask_mode")  # the window is also that of the index kept with the dataset
@@ -74,7 +74,7 @@ def command(
     preset: Annotated[
         str | None,
         _model(
-            "Published settings, below all other options; geopol-tkg presets lists them.",
+            "Settings for a dataset, published or measured, below all other options; geopol-tkg presets lists them.",
             callback=take_preset,
             is_eager=True,
         ),
@@ -116,7 +116,9 @@ def command(
     static_angle: Annotated[
         float, _model("Degrees a step that entities may turn from there.", min=0, max=180)
     ] = ModelConfig.static_angle,
-    static_weight: Annotated[float, _number("Weight of that constraint.")] = _DEFAULTS.static_weight,
+    static_weight: Annotated[
+        float, _model("Weight of that constraint in the loss.", min=0, callback=opt.finite)
+    ] = _DEFAULTS.static_weight,
     epochs: Annotated[int, _run("Most epochs.", min=1)] = _DEFAULTS.epochs,
     patience: Annotated[int, _run("Epochs without a better valid MRR before stopping.", min=1)] = (_DEFAULTS.patience),
     lr: Annotated[float, _run("Learning rate.", callback=opt.positive)] = _DEFAULTS.lr,

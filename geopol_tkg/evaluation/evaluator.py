@@ -66,15 +66,14 @@ def evaluate(
     block_size = block_size or default_block_size(dataset.num_entities)
     answers = _Answers(dataset, facts, filter)
     if isinstance(forecaster, Expectant):
-        forecaster.expect(_blocks(facts, dataset.num_relations, block_size))
+        forecaster.expect(_blocks(facts, dataset.num_relations, block_size, should_stop))
     counted = []
     done = 0
     for time, queries in timestamps(facts, dataset.num_relations):
         score = forecaster.at(time)
         blocks = []
         for start in range(0, len(queries), block_size):
-            if should_stop is not None and should_stop():
-                raise Interrupted
+            _check(should_stop)
             block = queries[start : start + block_size]
             blocks.append(_rank_block(score, block, block_size, answers, temperature))
         found = _gather(blocks, f"{forecaster.name} at {dataset.time_axis.label(time)}")
@@ -107,10 +106,18 @@ def timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.
         yield time, with_inverses(part, num_relations)
 
 
-def _blocks(facts: np.ndarray, num_relations: int, block_size: int) -> Iterator[Block]:
-    """What a forecaster is asked."""
+def _check(should_stop: Callable[[], bool] | None) -> None:
+    if should_stop is not None and should_stop():
+        raise Interrupted
+
+
+def _blocks(
+    facts: np.ndarray, num_relations: int, block_size: int, should_stop: Callable[[], bool] | None
+) -> Iterator[Block]:
+    """What a forecaster will be asked."""
     for time, queries in timestamps(facts, num_relations):
         for start in range(0, len(queries), block_size):
+            _check(should_stop)
             subjects, relations, *_ = padded(queries[start : start + block_size], block_size).T
             yield Block(time, subjects, relations)
 

@@ -42,5 +42,5 @@ class Expectant(Protocol):
     """A forecaster that compiles for sizes which depend on the queries."""
 
     def expect(self, blocks: Iterable[Block]) -> None:
-        """Make room for all of these blocks, so that one program scores them; scores are the same without."""
+        """Make room for all of these blocks, so that fewer programs score them; scores are the same without."""
         ...

@@ -52,8 +52,8 @@ class CountContext:
 
     def expect(self, blocks: Iterable[Block]) -> None:
         """Make room for all of these blocks."""
-        largest = map(max, zip(*map(self._needed, blocks), strict=True))
-        self.shape = CountShape(*map(max, self.shape, map(_rounded, largest)))
+        for block in blocks:
+            self.shape = CountShape(*map(max, self.shape, map(_rounded, self._needed(block))))
 
     def _needed(self, block: Block) -> CountShape:
         sizes = self.sizes.of(block.subjects, block.relations, block.time)
@@ -92,7 +92,7 @@ class CountForecaster:
 
     def expect(self, blocks: Iterable[Block]) -> None:
         """Make room for all of these blocks."""
-        self._context.expect(before(blocks, self.horizon))
+        self._context.expect(seen_by(blocks, self.horizon))
 
     def _score(self, past: Past, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
         shape = self._context.room_for(Block(visible, subjects, relations))
@@ -100,8 +100,8 @@ class CountForecaster:
         return _log_probabilities(self._graphdef, self._state, past, queries, shape=shape)
 
 
-def before(blocks: Iterable[Block], horizon: int | None) -> Iterable[Block]:
-    """Blocks, with what is visible by the horizon for their time."""
+def seen_by(blocks: Iterable[Block], horizon: int | None) -> Iterable[Block]:
+    """Blocks as of the time whose past they see."""
     return blocks if horizon is None else (block._replace(time=min(block.time, horizon)) for block in blocks)
 
 

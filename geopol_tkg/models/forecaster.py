@@ -16,7 +16,7 @@ from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.models.base import Block, ScoreFunction
-from geopol_tkg.models.count_forecaster import CountContext, before, past_at
+from geopol_tkg.models.count_forecaster import CountContext, past_at, seen_by
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
 from geopol_tkg.models.graph import GraphArrays, WindowShape, window_shape
@@ -94,7 +94,7 @@ class NetworkForecaster:
     def expect(self, blocks: Iterable[Block]) -> None:
         """Make room for what the counting model beside the network reads of these blocks."""
         if self._context.counts is not None:
-            self._context.counts.expect(before(blocks, self.horizon))
+            self._context.counts.expect(seen_by(blocks, self.horizon))
 
     def _score(
         self,

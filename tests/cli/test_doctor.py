@@ -59,7 +59,7 @@ def test_json(untrained):
     content = call("doctor", "--json", "--quiet").json()
     assert (content["passed"], content["failed"]) == (True, [])
     assert content.keys() >= {"versions", "extras", "machine", "devices", "folders", "smoke_tests"}
-    assert content["extras"].keys() == {"cuda12", "cuda13", "torch", "wandb"}
+    assert content["extras"].keys() == {"cuda12", "cuda13", "torch", "safetensors", "onnx", "wandb"}
     assert content["versions"]["python"].startswith("3.")
 
 

@@ -15,7 +15,8 @@ from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset, Split, with_inverses
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.evaluation.evaluator import evaluate
-from geopol_tkg.models.count_forecaster import CountContext, CountForecaster, _log_probabilities
+from geopol_tkg.models.base import Block
+from geopol_tkg.models.count_forecaster import CountContext, CountForecaster, _log_probabilities, seen_by
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.past import TILE, CountShape, count_shape, past_of
 
@@ -23,6 +24,7 @@ N, R, FIRST, LAST = 40, 3, -3, 9
 HUB, NEVER = 0, N - 1  # met by nearly all, and without any facts
 GAPS = (2, 5)
 HALF_LIVES = (0.5, 3.0)
+NO_ROOM = CountShape(1, 1, 1, 1, 1)
 COUNTRIES = np.arange(N, dtype=np.int32) % 4 - 1  # -1 = none
 COUNTRIES[[HUB, NEVER]] = 2
 CONFIG = ModelConfig(model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES, num_countries=3)
@@ -420,30 +422,40 @@ def test_scores_depend_on_the_past_only(horizon):
         assert not np.array_equal(found, forecaster(FACTS).at(time)(*EVERY_QUERY))
 
 
-def test_a_forecaster_grows_with_its_queries_and_scores_as_before(monkeypatch):
-    monkeypatch.setattr(CountContext, "shape", CountShape(1, 1, 1, 1, 1))
-    score = forecaster(FACTS).at(LAST + 1)
+def small_forecaster():
+    """One that has room for nothing yet."""
+    model = forecaster(FACTS)
+    model._context.shape = NO_ROOM
+    return model
+
+
+def test_a_forecaster_grows_with_its_queries_and_scores_as_before():
+    score = small_forecaster().at(LAST + 1)
     alone = np.asarray(score(*EVERY_QUERY[:, 9:10]))
     together = np.asarray(score(*EVERY_QUERY))
     np.testing.assert_allclose(alone[0], together[9], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(together, log_softmax(Reference(FACTS, LAST + 1).scores()), rtol=1e-5, atol=2e-5)
 
 
-def test_all_blocks_of_an_evaluation_are_scored_by_one_program(monkeypatch):
-    monkeypatch.setattr(CountContext, "shape", CountShape(1, 1, 1, 1, 1))
-    model, rooms = forecaster(FACTS), []
-    make_room = CountContext.room_for
-
-    def room_for(context, block):
-        rooms.append(context.shape)
-        return make_room(context, block)
-
-    monkeypatch.setattr(CountContext, "room_for", room_for)
+def test_all_blocks_of_an_evaluation_are_scored_by_one_program():
     programs = _log_probabilities._cache_size()
-    evaluate(model, make_dataset(FACTS), block_size=9)
-    assert len(rooms) > 5
-    assert len(set(rooms)) == 1
+    evaluate(small_forecaster(), make_dataset(FACTS), block_size=9)
     assert _log_probabilities._cache_size() == programs + 1
+
+
+@pytest.mark.parametrize("horizon", [None, 3])
+def test_room_is_made_for_what_will_be_asked(horizon):
+    model = forecaster(FACTS, horizon=horizon)
+    context, size = model._context, EVERY_QUERY.shape[1]
+    blocks = [Block(time, *EVERY_QUERY[:, size - 1 :: -step]) for time, step in ((4, 60), (6, 20), (7, 7))]
+    context.shape = NO_ROOM
+    grown = [context.room_for(block) for block in seen_by(blocks, horizon)]
+    assert len(set(grown)) > 1
+    context.shape = NO_ROOM
+    model.expect(blocks)
+    expected = context.shape
+    assert {context.room_for(block) for block in seen_by(blocks, horizon)} == {expected}
+    assert all(size <= 2 * most for size, most in zip(expected, grown[-1], strict=True))
 
 
 def test_relabelled_entities_permute_the_scores():

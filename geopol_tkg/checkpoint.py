@@ -44,7 +44,7 @@ class Checkpoint:
         config: the network.
         settings: the training settings, resolved.
         arrays: parameters and running statistics by readable key (``encoder/layers/0/message_weight``).
-        trained_entities: bool [n], entities with a fact in the train split.
+        trained_entities: bool [n], entities with a fact that was learned from.
         dataset: content hash, split, labels' kinds, time axis and path of the training dataset.
         temperature: that probabilities are read with (``value``), and what it was fitted on; None: not fitted.
         resume: what else a run needs to go on; its arrays stand under ``optimiser/``.
@@ -74,6 +74,12 @@ class Checkpoint:
         return Split(self.dataset["valid_start"], self.dataset["test_start"])
 
     @property
+    def trained_until(self) -> int:
+        """Time index before which facts were learned from."""
+        bound = {"train": "valid_start", "valid": "test_start", "test": "end"}
+        return int(self.dataset[bound[self.settings.get("through", "train")]])
+
+    @property
     def temperature_value(self) -> float:
         """1 where none was fitted."""
         return 1.0 if self.temperature is None else float(self.temperature["value"])
@@ -101,6 +107,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "granularity": dataset.time_axis.granularity,
         "valid_start": dataset.split.valid_start,
         "test_start": dataset.split.test_start,
+        "end": int(dataset.timestamps[-1]) + 1,
         "counts": dataset.counts(),
     }
 

@@ -13,6 +13,7 @@ Optimiser = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 SplitName = Literal["train", "valid", "test"]
+RefitSplit = Literal["valid", "test"]
 Protocol = Literal["single-step", "multi-step"]
 FilterName = Literal["time", "static", "raw"]
 
@@ -97,3 +98,10 @@ class TrainConfig:
     device: DeviceChoice = "auto"
     seed: int = 0
     max_time: float = 0.0  # seconds after which training stops and saves; 0 = none
+    through: SplitName = "train"  # the last split that is learned from
+    refit_epochs: int = 0  # epochs of a refit, which ends where another training was best; 0 = no refit
+
+    @property
+    def last_epoch(self) -> int:
+        """After which training ends at the latest."""
+        return self.refit_epochs or self.epochs

@@ -46,6 +46,11 @@ class LoadedModel:
         return self.checkpoint.config.num_countries > 0
 
     @property
+    def trained_until(self) -> int:
+        """Time index of the checkpoint before which facts were learned from."""
+        return self.checkpoint.trained_until
+
+    @property
     def temperature(self) -> float:
         """That the scores are read with as probabilities."""
         return self.checkpoint.temperature_value
@@ -89,6 +94,10 @@ class LoadedEnsemble(LoadedModel):
     @property
     def tells_countries_apart(self) -> bool:
         return any(member.tells_countries_apart for member in self.members)
+
+    @property
+    def trained_until(self) -> int:
+        return max(member.trained_until for member in self.members)
 
     @property
     def temperature(self) -> float:

@@ -217,14 +217,26 @@ def test_the_training_command_has_options_that_exist(dataset):
     ],
 )
 def test_the_training_command_can_be_parsed(dataset, model, changed, wanted):
-    config = ModelConfig(model_type=model, num_entities=3, num_relations=2, **changed)
-    settings = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | {"lr": 0.5, "precision": "f32"}
-    checkpoint = replace(make_checkpoint(config, dataset, {}), settings=settings)
-    command = typer.main.get_command(app).commands["train"]
-    given = command.make_context("train", shlex.split(train_command(checkpoint, Path("m")))[2:]).params
+    given = parsed_training_command(dataset, model, changed, {"lr": 0.5, "precision": "f32"})
     assert given["half_lives"] == wanted.get("half_lives", given["half_lives"])
     assert {name: given[name] for name in wanted} == wanted
     assert (given["model"], given["precision"]) == (model, "f32")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_command_of_a_refit_can_be_parsed(dataset, beside):
+    settings = {"lr": 0.5, "through": "test", "refit_epochs": 3}
+    given = parsed_training_command(dataset, "regcn", {"count_prior": beside}, settings)
+    assert (given["refit"], given["through"], given["model_dir"]) == (Path("CHECKPOINT"), "test", Path("m"))
+    assert given["count_prior"] == (Path("COUNTS") if beside else None)
+
+
+def parsed_training_command(dataset, model, changed, settings):
+    config = ModelConfig(model_type=model, num_entities=3, num_relations=2, **changed)
+    settings = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | settings
+    checkpoint = replace(make_checkpoint(config, dataset, {}), settings=settings)
+    command = typer.main.get_command(app).commands["train"]
+    return command.make_context("train", shlex.split(train_command(checkpoint, Path("m")))[2:]).params
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def open_model(
         dataset=model.dataset,
         known_entities=model.known_entities,
         temperature=model.temperature,
-        remarks={} if model.alignment.is_identity else _remarks(model, split, output),
+        remarks=_remarks(model, split, output),
     )
 
 
@@ -99,18 +99,20 @@ def _require_checkpoint(name: str) -> None:
 
 
 def _remarks(model: LoadedModel, split: SplitName, output: Output) -> dict[str, Any]:
-    """What to know of figures on another dataset: labels the model lacks, times it was trained on."""
+    """What to know of figures: of another dataset the labels that the model lacks, and whether it learned from them."""
     alignment, checkpoint = model.alignment, model.checkpoint
     entities, relations = alignment.num_unknown_entities, alignment.num_unknown_relations
     if entities or relations:
         output.note(f"{entities} entities and {relations} relations of the dataset are unknown to {model.name}")
     facts = model.dataset.facts_of(split)
-    first = int(facts[0, 3]) + alignment.time_offset if len(facts) else checkpoint.split.valid_start
-    overlaps = first < checkpoint.split.valid_start
+    first = int(facts[0, 3]) + alignment.time_offset if len(facts) else model.trained_until
+    overlaps = first < model.trained_until
     if overlaps:
-        begin, end = (checkpoint.time_axis.label(i) for i in (first, checkpoint.split.valid_start))
+        begin, end = (checkpoint.time_axis.label(i) for i in (first, model.trained_until))
         output.note(
             f"warning: {split} begins at {begin}, {model.name} was trained on facts up to {end}: "
             "these figures are no forecasts"
         )
+    if alignment.is_identity:
+        return {"overlaps_training": True} if overlaps else {}
     return {"unknown_entities": entities, "unknown_relations": relations, "overlaps_training": overlaps}

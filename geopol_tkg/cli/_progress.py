@@ -33,13 +33,14 @@ def format_seconds(seconds: float) -> str:
 def epoch_line(result: "EpochResult", config: "TrainConfig", memory: "MemoryMeter", *, epoch_seconds: float) -> str:
     """One line for an epoch: loss, validation, best, patience, memory, time."""
     standing = result.standing
-    parts = [f"epoch {standing.epoch}/{config.epochs}", f"loss {result.loss:.4f}"]
+    parts = [f"epoch {standing.epoch}/{config.last_epoch}", f"loss {result.loss:.4f}"]
     if result.metrics is not None:
         parts.append(f"valid MRR {result.metrics['mrr']:.4f}{' *' if result.improved else ''}")
-    if standing.best_epoch:
-        parts.append(f"best {standing.best_mrr:.4f} @ {standing.best_epoch}")
-    left = config.patience - standing.epochs_without_improvement()
-    parts.append(f"patience {max(left, 0)}/{config.patience}")
+    if not config.refit_epochs:
+        if standing.best_epoch:
+            parts.append(f"best {standing.best_mrr:.4f} @ {standing.best_epoch}")
+        left = config.patience - standing.epochs_without_improvement()
+        parts.append(f"patience {max(left, 0)}/{config.patience}")
     parts.append(memory_text(memory))
     return " | ".join([*parts, time_text(result, config, epoch_seconds)])
 
@@ -49,7 +50,7 @@ def time_text(result: "EpochResult", config: "TrainConfig", epoch_seconds: float
     took = f"took {format_seconds(result.seconds)}"
     if result.stopped is not None:
         return took
-    return f"{took} | left <= {format_seconds((config.epochs - result.standing.epoch) * epoch_seconds)}"
+    return f"{took} | left <= {format_seconds((config.last_epoch - result.standing.epoch) * epoch_seconds)}"
 
 
 def memory_text(memory: "MemoryMeter") -> str:
@@ -95,7 +96,7 @@ class TrainDisplay(AbstractContextManager["TrainDisplay"]):
         self._last_sign = time.monotonic()
         self._bars: _Bars | None = None
         if _can_animate() and not output.quiet:
-            self._bars = _Bars(config.epochs, steps, memory, done=first_epoch - 1, is_stopping=is_stopping)
+            self._bars = _Bars(config.last_epoch, steps, memory, done=first_epoch - 1, is_stopping=is_stopping)
 
     def __enter__(self) -> "TrainDisplay":
         if self._bars is not None:

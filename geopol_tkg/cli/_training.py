@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
 from geopol_tkg.cli._app import Output, new_table, plain, silence
 from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
-from geopol_tkg.config import ModelConfig, ModelType, TrainConfig
+from geopol_tkg.config import ModelConfig, ModelType, RefitSplit, TrainConfig
 from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.files import write_json
@@ -23,6 +23,7 @@ from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.errors import CheckpointError, UsageError
 from geopol_tkg.evaluation.evaluator import Interrupted, evaluate
 from geopol_tkg.evaluation.temperature import fit_temperature
+from geopol_tkg.forecasts import training_dataset
 from geopol_tkg.models.registry import TrainedForecaster, uses_vocabulary
 from geopol_tkg.training.loop import EpochResult
 from geopol_tkg.training.memory import as_size, free_bytes
@@ -48,11 +49,13 @@ def train(
     wandb: bool | None = False,
     options: dict[str, dict[str, Any]] | None = None,
     prior: Checkpoint | None = None,
+    refitted: Checkpoint | None = None,
 ) -> None:
     """Train a network and report; exits with 130 or 143 after a signal, the state being saved.
 
     Args:
         options: of the command line, ``value`` and ``origin`` each; kept with the run.
+        refitted: the checkpoint whose settings these are, and whose temperature is kept: a refit measures nothing.
     """
     with StopSignals() as signals, nullcontext() if dry_run else files.locked():
         files.check(resume=resume, overwrite=overwrite or dry_run)
@@ -77,7 +80,7 @@ def train(
         result = _train(run, output, validation, wandb=wandb, resume=resume, options=options or {})
         content = _summary(run, result) | {"temperature": None}
         if content["checkpoint"] is not None and content["status"] != "interrupted":
-            content |= _calibrate(run, dataset, signals, output)
+            content |= _calibrate(run, dataset, signals, output, refitted)
     table = new_table("", "")
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), plain(_shown(content[name])))
@@ -122,29 +125,60 @@ def count_countries(dataset: Dataset) -> int:
     return found
 
 
-def load_prior(stem: Path, dataset: Dataset, model: ModelType, num_negatives: int) -> Checkpoint:
+def load_refitted(stem: Path, dataset: Dataset | None) -> tuple[Checkpoint, Dataset]:
+    """The checkpoint to refit, and its dataset.
+
+    Raises:
+        CheckpointError: it was trained on another dataset than the one given, or not at all.
+    """
+    refitted = load_checkpoint(stem)
+    dataset = training_dataset(refitted, stem) if dataset is None else dataset
+    _require_dataset(stem, refitted, dataset, "--refit learns from its own")
+    if not refitted.epoch:
+        raise CheckpointError(f"{stem}: holds no whole epoch; --refit wants a model that is trained")
+    return refitted, dataset
+
+
+def refit_settings(refitted: Checkpoint, own: dict[str, Any], through: RefitSplit) -> TrainConfig:
+    """Settings of a checkpoint, but for the run's own, to train for as many epochs as it was."""
+    known = {field.name for field in fields(TrainConfig)}
+    settings = TrainConfig(**{name: value for name, value in refitted.settings.items() if name in known})
+    return replace(settings, **own, refit_epochs=refitted.epoch, through=through)
+
+
+def load_prior(stem: Path, dataset: Dataset, model: ModelType, config: TrainConfig) -> Checkpoint:
     """The counting model that a network is trained with.
 
     Raises:
         UsageError: it cannot be used with the other options.
-        CheckpointError: it is no counting model, or was trained on another dataset.
+        CheckpointError: it is no counting model, was trained on another dataset, or learned from later facts.
     """
     if model == "counts":
         raise UsageError("--count-prior is for networks: use --model tirgn or regcn")
-    if num_negatives:
+    if config.num_negatives:
         raise UsageError("--count-prior scores every entity: it cannot be used with --num-negatives")
     prior = load_checkpoint(stem)
     if prior.config.model_type != "counts":
         raise CheckpointError(f"{stem}: is a {prior.config.model_type}; --count-prior wants one of --model counts")
-    if prior.dataset["content_hash"] != dataset.content_hash:
-        raise CheckpointError(f"{stem}: trained on another dataset; train --model counts on this one first")
+    _require_dataset(stem, prior, dataset, "train --model counts on this one first")
+    if prior.trained_until > dataset.split.bounds(config.through)[1]:
+        raise CheckpointError(f"{stem}: learned from facts after {config.through}; name one that did not")
     return prior
 
 
-def _calibrate(run: TrainingRun, dataset: Dataset, signals: StopSignals, output: Output) -> dict[str, Any]:
+def _require_dataset(stem: Path, checkpoint: Checkpoint, dataset: Dataset, advice: str) -> None:
+    if checkpoint.dataset["content_hash"] != dataset.content_hash:
+        raise CheckpointError(f"{stem}: trained on another dataset; {advice}")
+
+
+def _calibrate(
+    run: TrainingRun, dataset: Dataset, signals: StopSignals, output: Output, refitted: Checkpoint | None
+) -> dict[str, Any]:
     """Fit a temperature for the best checkpoint, where it has none; what the summary says of it."""
 
-    def fit(forecaster: TrainedForecaster) -> dict[str, Any]:
+    def fit(forecaster: TrainedForecaster) -> dict[str, Any] | None:
+        if refitted is not None:
+            return refitted.temperature
         found = fit_temperature(
             forecaster,
             dataset,
@@ -159,7 +193,8 @@ def _calibrate(run: TrainingRun, dataset: Dataset, signals: StopSignals, output:
         return asdict(found)
 
     try:
-        return {"temperature": run.calibrate(fit)["value"]}
+        temperature = run.calibrate(fit)
+        return {"temperature": temperature and temperature["value"]}
     except Interrupted:
         return {"status": "interrupted"}
 
@@ -186,9 +221,12 @@ def _announce(run: TrainingRun, dataset: Dataset, output: Output) -> None:
     )
     window = run.config.train_window
     learned = f"{len(run.plan.queries) // 2:,} in the last {window} steps of " if window else ""
+    facts = len(dataset.facts_through(run.config.through))
+    if run.config.refit_epochs:
+        output.note(f"refit: {run.config.refit_epochs} epochs on the facts through {run.config.through}")
     countries = f", {run.model.num_countries:,} countries" if run.model.num_countries else ""
     output.note(
-        f"{learned}{counts['train']:,} training facts, {counts['entities']:,} entities, "
+        f"{learned}{facts:,} training facts, {counts['entities']:,} entities, "
         f"{counts['relations']:,} relations{countries}; {len(run.plan)} steps an epoch"
     )
     if run.standing.epoch or run.standing.step_in_epoch:
@@ -298,7 +336,7 @@ def _summary(run: TrainingRun, result: EpochResult | None) -> dict[str, Any]:
         "status": _STATUS.get(stopped, stopped),
         "epochs_trained": standing.epoch,
         "best_epoch": standing.best_epoch,
-        "best_mrr": standing.best_mrr if standing.best_epoch else None,
+        "best_mrr": standing.best_mrr if standing.best_mrr >= 0 else None,
         "total_time": round(standing.elapsed, 3),
         "early_stopped": stopped == "patience",
         "model_type": run.model.model_type,

@@ -1,5 +1,6 @@
 """``geopol-tkg train``: a dataset to a trained model."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from geopol_tkg.config import (
     ModelType,
     Optimiser,
     Precision,
+    RefitSplit,
     Schedule,
     TrainConfig,
 )
@@ -40,6 +42,16 @@ _NETWORKS_ONLY = (
     "task_weight",
     "precision",
     "remat",
+)
+
+
+def _fields(*kinds: type) -> list[str]:
+    return [field.name for kind in kinds for field in fields(kind)]
+
+
+_LEFT_TO_REFIT = ("device", "max_time", "checkpoint_interval", "checkpoint_seconds")
+_FIXED_BY_REFIT = {"model", "static_graph", "countries", *_fields(ModelConfig, TrainConfig, IngestConfig)}.difference(
+    ("count_prior", "through", *_LEFT_TO_REFIT)
 )
 _WITHOUT_EFFECT: dict[ModelType, tuple[str, ...]] = {
     "counts": _NETWORKS_ONLY,
@@ -107,6 +119,14 @@ def command(
         Path | None,
         _model("Checkpoint of --model counts, whose scores are added to the logits of a network, and trained on."),
     ] = None,
+    refit: Annotated[
+        Path | None,
+        _model(
+            "Checkpoint to train once more: its model, settings, dataset and number of epochs, on the facts that "
+            "came after train, too (--through). Nothing is left to be measured on."
+        ),
+    ] = None,
+    through: Annotated[RefitSplit, _model("The last split that a refit learns from.")] = "valid",
     embedding_dim: Annotated[int, _model("Hidden size.", min=1)] = ModelConfig.embedding_dim,
     num_layers: Annotated[int, _model("Graph convolutions per snapshot.", min=1)] = ModelConfig.num_layers,
     dropout: Annotated[float, _model("Dropout rate.", min=0, max=0.99)] = ModelConfig.dropout,
@@ -197,7 +217,7 @@ def command(
 
     Validation follows the protocol of eval: all queries, both directions, time-aware filter. Training
     ends after --patience epochs without a better valid MRR. SIGINT and SIGTERM save and stop; --resume
-    goes on from there.
+    goes on from there. --refit trains a measured model once more, on later facts, too.
     """
     chosen = locals()
     output = Output(json=json, quiet=quiet, verbose=verbose)
@@ -209,30 +229,47 @@ def command(
     chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
-    from geopol_tkg.cli._training import count_countries, load_prior, train
+    from geopol_tkg.cli._training import count_countries, load_prior, load_refitted, refit_settings, train
+    from geopol_tkg.data.dataset import Dataset
     from geopol_tkg.data.static_graph import StaticGraph
     from geopol_tkg.training.run import RunFiles
 
+    options = options_with_origins(context)
+    settings = TrainConfig(**_given(TrainConfig, chosen, through="train"))
+    refitted = None
+    if refit is None:
+        _tell_what_has_no_effect(options, ("through",), "without --refit", output)
+    else:
+        _tell_what_has_no_effect(options, [name for name in options if name in _FIXED_BY_REFIT], "with --refit", output)
+        refitted, data = load_refitted(refit, None if dataset is None else Dataset.load(Path(dataset)))
+        settings = refit_settings(refitted, {name: chosen[name] for name in _LEFT_TO_REFIT}, through)
+        model = refitted.config.model_type
     files = RunFiles(model_dir, logdir / (run_name or model), model)
     files.check(resume=resume, overwrite=overwrite or dry_run)
-    options = options_with_origins(context)
-    of_ingest = given(options, [name for name in vars(ingest_config) if name != "seed"])
-    data = open_or_ingest(dataset, ingest_config, of_ingest, output)
-    _tell_what_has_no_effect(options, _WITHOUT_EFFECT[model], f"on --model {model}", output)
-    if model != "counts" and not static_graph:
-        _tell_what_has_no_effect(options, _STATIC_ONLY, "without --static-graph", output)
-    sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
-    if static_graph:
-        if embedding_dim % 2:
-            raise UsageError(f"--static-graph needs an even --embedding-dim, not {embedding_dim}")
-        sizes |= StaticGraph.from_labels(data.entities).sizes()
-    prior = None if count_prior is None else load_prior(count_prior, data, model, num_negatives)
-    if prior is not None:
-        sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
-    elif model == "counts" and countries:
-        sizes |= {"num_countries": count_countries(data)}
-    network = ModelConfig(**_given(ModelConfig, chosen, model_type=model, **sizes) | {"count_prior": prior is not None})
-    settings = TrainConfig(**_given(TrainConfig, chosen))
+    if refitted is None:
+        of_ingest = given(options, [name for name in vars(ingest_config) if name != "seed"])
+        data = open_or_ingest(dataset, ingest_config, of_ingest, output)
+        _tell_what_has_no_effect(options, _WITHOUT_EFFECT[model], f"on --model {model}", output)
+        if model != "counts" and not static_graph:
+            _tell_what_has_no_effect(options, _STATIC_ONLY, "without --static-graph", output)
+    prior = None if count_prior is None else load_prior(count_prior, data, model, settings)
+    if refitted is None:
+        sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
+        if static_graph:
+            if embedding_dim % 2:
+                raise UsageError(f"--static-graph needs an even --embedding-dim, not {embedding_dim}")
+            sizes |= StaticGraph.from_labels(data.entities).sizes()
+        if prior is not None:
+            sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
+        elif model == "counts" and countries:
+            sizes |= {"num_countries": count_countries(data)}
+        sizes |= {"model_type": model, "count_prior": prior is not None}
+        network = ModelConfig(**_given(ModelConfig, chosen) | sizes)
+    else:
+        network = refitted.config
+        if network.count_prior != (prior is not None):
+            wanted, how = ("needs", "beside") if network.count_prior else ("takes no", "without")
+            raise UsageError(f"--refit {wanted} --count-prior: {refit} was trained {how} one")
     train(
         data,
         network,
@@ -245,11 +282,12 @@ def command(
         wandb=wandb,
         options=options,
         prior=prior,
+        refitted=refitted,
     )
 
 
 def _tell_what_has_no_effect(
-    options: dict[str, dict[str, Any]], names: tuple[str, ...], where: str, output: Output
+    options: dict[str, dict[str, Any]], names: Sequence[str], where: str, output: Output
 ) -> None:
     """Those of the names that were given."""
     if found := given(options, names):
@@ -259,4 +297,4 @@ def _tell_what_has_no_effect(
 
 def _given(config_type: type, chosen: dict[str, Any], **others: Any) -> dict[str, Any]:
     """The options that are fields of a configuration, and the others."""
-    return {f.name: chosen[f.name] for f in fields(config_type) if f.name in chosen} | others
+    return {name: chosen[name] for name in _fields(config_type) if name in chosen} | others

@@ -105,6 +105,10 @@ class Dataset:
         times = self.facts[:, 3]
         return self.facts[np.searchsorted(times, start) : np.searchsorted(times, end)]
 
+    def facts_through(self, name: SplitName) -> np.ndarray:
+        """Facts of a split and of those before it, a view: int32 [f, 4]."""
+        return self.facts[: np.searchsorted(self.facts[:, 3], self.split.bounds(name)[1])]
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over everything a number can depend on: labels, facts, times, split."""

@@ -126,9 +126,14 @@ def true_answers(ranks: Ranks, row: int) -> frozenset[int]:
 def train_command(checkpoint: Checkpoint, model_dir: Path) -> str:
     """The command that trains a model like this one: all settings that are not the defaults.
 
-    Which counting model a network began with is not known; COUNTS stands for it.
+    Which counting model a network began with is not known, COUNTS stands for it; nor which checkpoint was refitted,
+    CHECKPOINT stands for that.
     """
     given = {**asdict(checkpoint.config), **checkpoint.settings}
+    if given.get("refit_epochs"):
+        words = ["geopol-tkg", "train", str(checkpoint.dataset["path"]), "--refit", "CHECKPOINT"]
+        words += ["--through", given["through"], "--model-dir", str(model_dir)]
+        return shlex.join(words + (["--count-prior", "COUNTS"] if given["count_prior"] else []))
     given |= {"static_graph": checkpoint.config.num_words > 0, "model_dir": str(model_dir)}
     defaults = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
     defaults |= {"static_graph": False, "countries": False, "model_dir": DEFAULT_MODEL_DIR}

@@ -16,6 +16,7 @@ _GDELT = (
     "The events are from the GDELT Project, <https://www.gdeltproject.org/>. GDELT data is free for any use and "
     "redistribution with a citation of the GDELT Project and a link to its site."
 )
+_LEARNED = {"train": "train", "valid": "train and valid, by a refit", "test": "all facts, by a refit"}
 _METRICS = ("mrr", "hits_at_1", "hits_at_3", "hits_at_10", "mean_rank")
 
 
@@ -77,7 +78,7 @@ def _data(contents: dict[str, Any]) -> str:
         f"{counts['relations']:,} relations, {counts['timestamps']:,} timestamps, {step}; {kinds}.",
         f"Split by whole timestamps, in time order: train {counts['train']:,} facts, valid {counts['valid']:,} from "
         f"{clock.label(trained['valid_start'])}, test {counts['test']:,} from {clock.label(trained['test_start'])}. "
-        "Weights were fitted to train.",
+        f"Weights were fitted to {_LEARNED[contents['training']['settings'].get('through', 'train')]}.",
         f"Forecasts look at the facts of dataset `{context['dataset']}` up to {clock.label(int(last))}.",
     ]
     if _is_gdelt(contents):

@@ -55,6 +55,8 @@ class Standing:
 
     def ending(self, config: TrainConfig) -> str | None:
         """Why there is nothing left to train ("patience", "epochs"); None while there is."""
+        if config.refit_epochs:
+            return "epochs" if self.epoch >= config.refit_epochs else None
         validated = self.epoch if self.epoch >= config.epochs else self.epoch - self.epoch % config.eval_interval
         if validated - self.best_epoch >= config.patience:
             return "patience"
@@ -129,8 +131,8 @@ def fit(
                 return
             earlier = seconds
             continue
-        improved = metrics is not None and metrics["mrr"] > standing.best_mrr
-        standing = _advance(standing, metrics if improved else None)
+        improved = _is_best(standing, metrics, config)
+        standing = _advance(standing, metrics, improved=improved)
         stopped = reason or standing.ending(config)
         state = _new_epoch(state)
         yield EpochResult(standing, state, loss, metrics, improved, seconds, stopped)
@@ -182,15 +184,23 @@ def _mean_loss(state: TrainState, plan: Plan, seed: int, epoch: int) -> float:
 
 
 def _is_evaluated(epoch: int, config: TrainConfig) -> bool:
-    return epoch % config.eval_interval == 0 or epoch == config.epochs
+    return not config.refit_epochs and (epoch % config.eval_interval == 0 or epoch == config.epochs)
 
 
-def _advance(standing: Standing, better: dict[str, Any] | None) -> Standing:
+def _is_best(standing: Standing, metrics: dict[str, Any] | None, config: TrainConfig) -> bool:
+    """Whether the epoch after this standing is the one to keep: of a refit, which measures nothing, its last."""
+    if config.refit_epochs:
+        return standing.epoch + 1 == config.refit_epochs
+    return metrics is not None and metrics["mrr"] > standing.best_mrr
+
+
+def _advance(standing: Standing, metrics: dict[str, Any] | None, *, improved: bool) -> Standing:
     epoch = standing.epoch + 1
     standing = replace(standing, epoch=epoch, step_in_epoch=0)
-    if better is None:
+    if not improved:
         return standing
-    return replace(standing, best_mrr=better["mrr"], best_epoch=epoch)
+    best_mrr = standing.best_mrr if metrics is None else metrics["mrr"]
+    return replace(standing, best_mrr=best_mrr, best_epoch=epoch)
 
 
 def _new_epoch(state: TrainState) -> TrainState:

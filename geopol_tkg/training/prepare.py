@@ -50,7 +50,7 @@ def prepare(
         return _counts(dataset, context, model, config)
     assert history is not None
     plan = plan_steps(
-        dataset.facts_of("train"),
+        dataset.facts_through(config.through),
         snapshots=context.snapshots,
         history=history,
         history_length=model.history_length,
@@ -85,7 +85,7 @@ def _counts(dataset: Dataset, context: CountContext, model: ModelConfig, config:
         if value:
             raise UsageError(f"{name} concerns networks: --model counts sums over all entities at no cost")
     plan = plan_count_steps(
-        dataset.facts_of("train"), sizes=context.sizes, num_relations=dataset.num_relations, config=config
+        dataset.facts_through(config.through), sizes=context.sizes, num_relations=dataset.num_relations, config=config
     )
     optimiser = make_optimiser(config, len(plan))
     graphdef, state = start(model, optimiser, seed=config.seed, countries=_countries(dataset, model))

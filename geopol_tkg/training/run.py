@@ -38,7 +38,7 @@ from geopol_tkg.training.prepare import prepare
 from geopol_tkg.training.step import TrainState, initial_state, learning_rate
 from geopol_tkg.training.trackers import TrainingLogger
 
-FitTemperature = Callable[[TrainedForecaster], dict[str, Any]]
+FitTemperature = Callable[[TrainedForecaster], dict[str, Any] | None]
 Validate = Callable[[TrainedForecaster], dict[str, Any] | None]
 
 
@@ -195,7 +195,7 @@ class TrainingRun:
         except NotFiniteError as error:
             raise TrainingError(self._explain(error)) from error
 
-    def calibrate(self, fit: FitTemperature) -> dict[str, Any]:
+    def calibrate(self, fit: FitTemperature) -> dict[str, Any] | None:
         """Keep a temperature with the best checkpoint, where it has none yet; what the checkpoint says of it.
 
         Raises:
@@ -306,7 +306,7 @@ class TrainingRun:
     def _checkpoint(self, result: EpochResult, *, with_resume: bool) -> Checkpoint:
         state = result.state
         trained = np.zeros(self._dataset.num_entities, bool)
-        trained[self._dataset.facts_of("train")[:, [0, 2]].ravel()] = True
+        trained[self._dataset.facts_through(self.config.through)[:, [0, 2]].ravel()] = True
         resume = {**asdict(result.standing), **_counters(state)} if with_resume else None
         return Checkpoint(
             config=self.model,

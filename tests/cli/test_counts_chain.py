@@ -5,22 +5,27 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import SETTINGS, SMALL, call, even_events, listing, run_in_copy
 from test_resume import arrays_of, assert_same_arrays, signal_at
 
+from geopol_tkg.checkpoint import load_checkpoint
+from geopol_tkg.data.dataset import Dataset
+
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
 OWN = ("--model-dir", "own", "--run-name", "own")
 PRIOR = "models/tkg/counts_best"
 BESIDE = ("train", "--model", "regcn", *SMALL, "--epochs", "2", "--count-prior", PRIOR)
+REFIT, REFITTED = ("train", "--refit", PRIOR, "--lr", "9", "--model-dir", "refit"), "refit/counts_best"
 
 
 @pytest.fixture(scope="module")
 def counted(trained, tmp_path_factory):
-    """A folder in which both have been trained, and what training said; not to be changed."""
-    commands = ((*args, "--overwrite", "--json") for args in (COUNTS, BESIDE))
+    """A folder in which both have been trained, and the first one refitted; what training said; not to be changed."""
+    commands = ((*args, "--overwrite", "--json") for args in (COUNTS, BESIDE, (*REFIT, "--run-name", "refit")))
     return run_in_copy(trained, tmp_path_factory.mktemp("counted"), *commands)
 
 
@@ -41,7 +46,7 @@ def manifest(stem):
 
 
 def test_both_are_trained(counted, here):
-    counts, beside = (done.json() for done in counted[1])
+    counts, beside, _ = (done.json() for done in counted[1])
     assert [part["status"] for part in (counts, beside)] == ["completed"] * 2
     assert [part["model_type"] for part in (counts, beside)] == ["counts", "regcn"]
     assert counts["checkpoint"] == PRIOR
@@ -64,6 +69,69 @@ def test_both_are_evaluated_and_asked(here, name):
     assert sum(row["probability"] for row in asked) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_refit_takes_as_many_epochs_with_the_same_settings(counted, here):
+    first, done = counted[1][0].json(), counted[1][2].json()
+    assert (done["status"], done["model_type"], done["checkpoint"]) == ("completed", "counts", REFITTED)
+    assert done["epochs_trained"] == done["best_epoch"] == first["best_epoch"]
+    assert (done["best_mrr"], done["temperature"]) == (None, first["temperature"])
+    before, after = manifest(PRIOR), manifest(REFITTED)
+    changed = {name for name, value in after["settings"].items() if value != before["settings"][name]}
+    assert changed == {"through", "refit_epochs"}
+    assert after["metrics"]["valid"] is None
+    told = counted[1][2].err
+    assert "no effect with --refit: --lr" in told
+    assert "valid MRR" not in told
+    assert "patience" not in told
+
+
+def test_a_refit_learns_from_later_facts_and_no_test_facts(here):
+    first, second = (arrays_of(f"{name}.npz") for name in (PRIOR, REFITTED))
+    assert first.keys() == second.keys()
+    assert not np.array_equal(first["history_net/output"], second["history_net/output"])
+    facts, test_start = Dataset.load(Path("data/gdelt")).facts, load_checkpoint(Path(PRIOR)).split.test_start
+    learned = facts[facts[:, 3] < test_start]
+    np.testing.assert_array_equal(np.flatnonzero(second["trained_entities"]), np.unique(learned[:, [0, 2]]))
+    assert load_checkpoint(Path(REFITTED)).trained_until == test_start
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [(PRIOR, {"train"}), (REFITTED, {"train", "valid"}), (f"{PRIOR}+{REFITTED}", {"train", "valid"})],
+)
+def test_figures_of_what_was_learned_are_no_forecasts(here, name, learned):
+    for split in ("train", "valid", "test"):
+        done = call("eval", name, "--split", split, "--json")
+        assert done.json().get("overlaps_training", False) is (split in learned)
+        assert ("these figures are no forecasts" in done.err) is (split in learned)
+
+
+def test_a_stopped_refit_goes_on(here, tmp_path, monkeypatch):
+    command = (*REFIT[:-1], tmp_path / "own", "--logdir", tmp_path / "runs", "--json")
+    with monkeypatch.context() as patch:
+        signal_at(patch, signal.SIGTERM, step=2)
+        assert call(*command).code == 143
+    assert not (tmp_path / "own" / "counts_best.json").exists()
+    assert call(*command, "--resume").json()["status"] == "completed"
+    assert_same_arrays(arrays_of(f"{REFITTED}.npz"), arrays_of(tmp_path / "own" / "counts_best.npz"))
+
+
+def test_a_card_says_what_was_learned(here, tmp_path):
+    pytest.importorskip("torch")
+    assert call("convert", REFITTED, "--output", tmp_path / "x.pt", "--json").json()["passed"]
+    card = (tmp_path / "x.md").read_text()
+    assert "Weights were fitted to train and valid, by a refit." in card
+    assert "The checkpoint holds no validation." in card
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_all_facts(world):
+    args = ("--refit", "models/tkg/tirgn_best", "--through", "test", *OWN, "--json")
+    done = call("train", *args).json()
+    assert (done["model_type"], done["epochs_trained"]) == ("tirgn", done["best_epoch"])
+    assert load_checkpoint(Path("own/tirgn_best")).trained_until == Dataset.load(Path("data/gdelt")).timestamps[-1] + 1
+    assert call("eval", "own/tirgn_best", "--json").json()["overlaps_training"] is True
+
+
 @pytest.mark.slow
 def test_half_lives_are_the_users(here):
     given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
@@ -77,7 +145,8 @@ def test_half_lives_are_the_users(here):
 
 def test_other_models_options_are_told(here):
     given = ("--dropout", "0.1", "--embedding-dim", "8", "--precision", "bf16", "--remat")
-    done = call("train", *given, *OWN, "--count-prior", "models/none")  # refused after it has told
+    done = call("train", *given, *OWN, "--through", "test", "--count-prior", "models/none")  # refused after it has told
+    assert "no effect without --refit: --through" in done.err
     assert "no effect on --model counts: --embedding-dim, --dropout, --precision, --remat" in done.err
     given = ("--half-lives", "2", "--countries", "--history-rate", "0.9", "--static-angle", "3")
     done = call("train", "--model", "regcn", *given, "--count-prior", "models/none", "--dry-run")
@@ -193,6 +262,24 @@ REFUSED = {
         (*COUNTS, "--countries", "--overwrite"),
         (2, "--countries: no two labels name one country, as Role (Country) or CAMEO codes do"),
     ),
+    "refitted without its prior": (
+        ("train", "--refit", "models/tkg/regcn_best", *OWN),
+        (2, "--refit needs --count-prior: models/tkg/regcn_best was trained beside one"),
+    ),
+    "a prior that knows the answers": (
+        (*BESIDE[:-1], REFITTED, "--overwrite"),
+        (1, f"{REFITTED}: learned from facts after train; name one that did not"),
+    ),
+    "a refit of another dataset": (
+        ("train", "data/other", "--refit", PRIOR, *OWN),
+        (1, f"{PRIOR}: trained on another dataset; --refit learns from its own"),
+    ),
+    "a refit with a prior that was not there": (
+        ("train", "--refit", "models/tkg/tirgn_best", "--count-prior", PRIOR, *OWN),
+        (2, "--refit takes no --count-prior: models/tkg/tirgn_best was trained without one"),
+    ),
+    "a refit over another": (REFIT, (1, "exists: --resume goes on with it, --overwrite replaces it")),
+    "a refit of nothing": (("train", "--refit", "models/none", *OWN), (1, "models/none")),
     "resumed without its prior": (
         ("train", "--model", "regcn", *SMALL, "--epochs", "3", "--resume"),
         (1, "trained with count_prior True, not False"),

@@ -57,6 +57,16 @@ def test_validation_comes_at_its_interval_and_at_the_end():
     assert [r.metrics is not None for r in results] == [False, False, False, True, True]
 
 
+def test_a_refit_measures_nothing_and_keeps_its_last_epoch():
+    results, _ = run([], config=TrainConfig(epochs=5, refit_epochs=3, patience=1))
+    assert [(r.metrics, r.improved, r.stopped) for r in results] == [
+        (None, False, None),
+        (None, False, None),
+        (None, True, "epochs"),
+    ]
+    assert (results[-1].standing.best_epoch, results[-1].standing.best_mrr) == (3, -1)
+
+
 def test_patience_waits_for_a_validation():
     config = TrainConfig(epochs=8, eval_interval=4, patience=3)
     results, _ = run([0.2, 0.1], config=config)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from geopol_tkg.config import (
     TrainConfig,
 )
 from geopol_tkg.errors import UsageError
+
+if TYPE_CHECKING:
+    from geopol_tkg.checkpoint import Checkpoint
+    from geopol_tkg.data.dataset import Dataset
 
 _MODEL, _RUN = "Model", "Run"
 _DEFAULTS = TrainConfig()
@@ -229,9 +233,8 @@ def command(
     chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)
     from geopol_tkg.cli._sources import open_or_ingest
-    from geopol_tkg.cli._training import count_countries, load_prior, load_refitted, refit_settings, train
+    from geopol_tkg.cli._training import load_prior, load_refitted, refit_settings, train
     from geopol_tkg.data.dataset import Dataset
-    from geopol_tkg.data.static_graph import StaticGraph
     from geopol_tkg.training.run import RunFiles
 
     options = options_with_origins(context)
@@ -253,23 +256,10 @@ def command(
         if model != "counts" and not static_graph:
             _tell_what_has_no_effect(options, _STATIC_ONLY, "without --static-graph", output)
     prior = None if count_prior is None else load_prior(count_prior, data, model, settings)
-    if refitted is None:
-        sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
-        if static_graph:
-            if embedding_dim % 2:
-                raise UsageError(f"--static-graph needs an even --embedding-dim, not {embedding_dim}")
-            sizes |= StaticGraph.from_labels(data.entities).sizes()
-        if prior is not None:
-            sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
-        elif model == "counts" and countries:
-            sizes |= {"num_countries": count_countries(data)}
-        sizes |= {"model_type": model, "count_prior": prior is not None}
-        network = ModelConfig(**_given(ModelConfig, chosen) | sizes)
-    else:
-        network = refitted.config
-        if network.count_prior != (prior is not None):
-            wanted, how = ("needs", "beside") if network.count_prior else ("takes no", "without")
-            raise UsageError(f"--refit {wanted} --count-prior: {refit} was trained {how} one")
+    network = _new_model(chosen, data, prior) if refitted is None else refitted.config
+    if network.count_prior != (prior is not None):
+        wanted, how = ("needs", "beside") if network.count_prior else ("takes no", "without")
+        raise UsageError(f"--refit {wanted} --count-prior: {refit} was trained {how} one")
     train(
         data,
         network,
@@ -284,6 +274,24 @@ def command(
         prior=prior,
         refitted=refitted,
     )
+
+
+def _new_model(chosen: dict[str, Any], data: "Dataset", prior: "Checkpoint | None") -> ModelConfig:
+    """The model that the options describe, of a dataset's sizes."""
+    from geopol_tkg.cli._training import count_countries
+    from geopol_tkg.data.static_graph import StaticGraph
+
+    model = chosen["model"]
+    sizes: dict[str, Any] = {"num_entities": data.num_entities, "num_relations": data.num_relations}
+    if chosen["static_graph"]:
+        if chosen["embedding_dim"] % 2:
+            raise UsageError(f"--static-graph needs an even --embedding-dim, not {chosen['embedding_dim']}")
+        sizes |= StaticGraph.from_labels(data.entities).sizes()
+    if prior is not None:
+        sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
+    elif model == "counts" and chosen["countries"]:
+        sizes |= {"num_countries": count_countries(data)}
+    return ModelConfig(**_given(ModelConfig, chosen) | sizes | {"model_type": model, "count_prior": prior is not None})
 
 
 def _tell_what_has_no_effect(

@@ -79,6 +79,10 @@ class Checkpoint:
         bound = {"train": "valid_start", "valid": "test_start", "test": "end"}
         return int(self.dataset[bound[self.settings.get("through", "train")]])
 
+    def learned_from(self, facts: np.ndarray) -> bool:
+        """Whether it learned from times of facts [f, 4], in its ids and times, sorted by time."""
+        return len(facts) > 0 and int(facts[0, 3]) < self.trained_until
+
     @property
     def temperature_value(self) -> float:
         """1 where none was fitted."""
@@ -150,6 +154,7 @@ def checkpoint_paths(stem: Path) -> tuple[Path, Path]:
     """The .npz and the .json of a checkpoint named by its stem, its .npz or its .json."""
     if stem.suffix in (".npz", ".json"):
         stem = stem.with_suffix("")
+    stem = stem if stem.name else stem.resolve()  # of "."
     return stem.with_name(f"{stem.name}.npz"), stem.with_name(f"{stem.name}.json")
 
 

@@ -14,6 +14,7 @@ Schedule = Literal["constant", "cosine"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 SplitName = Literal["train", "valid", "test"]
 RefitSplit = Literal["valid", "test"]
+OF_THE_RUN = ("device", "max_time", "checkpoint_interval", "checkpoint_seconds")  # no setting of what is trained
 Protocol = Literal["single-step", "multi-step"]
 FilterName = Literal["time", "static", "raw"]
 

@@ -139,7 +139,8 @@ def convert(
         }
         if rank is not None:
             full = compare_split(predictor, forecaster, dataset.facts, rank=rank, tolerance=tolerance)
-            result |= {"full": full, "passed": result["passed"] and full["passed"]}
+            learned = {"overlaps_training": True} if checkpoint.learned_from(dataset.facts_of("test")) else {}
+            result |= {"full": full | learned, "passed": result["passed"] and full["passed"]}
         if result["passed"]:
             card = model_card(contents, result, output.name)
             os.replace(candidate, output)

@@ -47,7 +47,7 @@ class LoadedModel:
 
     @property
     def trained_until(self) -> int:
-        """Time index of the checkpoint before which facts were learned from."""
+        """Time index, as the checkpoint counts them, before which facts were learned from."""
         return self.checkpoint.trained_until
 
     @property
@@ -206,20 +206,21 @@ def load_named(name: str, data: Dataset | None = None) -> LoadedModel:
     return LoadedEnsemble(first.checkpoint, names, first.alignment, members)
 
 
-def training_dataset(checkpoint: Checkpoint, stem: Path) -> Dataset:
+def training_dataset(checkpoint: Checkpoint, stem: Path, *, other: str = "name one with --data") -> Dataset:
     """The dataset that a checkpoint was trained on.
+
+    Args:
+        other: how the user may name another.
 
     Raises:
         CheckpointError: it has changed or gone.
     """
     path = checkpoint.dataset["path"]
     if path is None or not Path(path).exists():
-        raise CheckpointError(f"{stem}: its dataset {path} is gone; name one with --data")
+        raise CheckpointError(f"{stem}: its dataset {path} is gone; {other}")
     dataset = Dataset.load(Path(path))
     if dataset.content_hash != checkpoint.dataset["content_hash"]:
-        raise CheckpointError(
-            f"{stem}: its dataset {path} has changed since; name one with --data (it may be this one)"
-        )
+        raise CheckpointError(f"{stem}: its dataset {path} has changed since; {other} (it may be this one)")
     return dataset
 
 

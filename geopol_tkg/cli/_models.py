@@ -24,7 +24,7 @@ class OpenModel:
 
     Attributes:
         temperature: that the forecaster's probabilities are read with; None: it has scores only.
-        remarks: what the JSON says besides, of a dataset that is not the model's own.
+        remarks: what the JSON says besides.
     """
 
     name: str
@@ -83,19 +83,22 @@ def _require_members(name: str) -> None:
     for member in member_names(name):
         if is_baseline(member):
             raise UsageError(f"{name}: {member} has no probabilities; an ensemble is one of checkpoints")
-        _require_checkpoint(member)
+        require_checkpoint(member, or_baseline=True)
 
 
-def _require_checkpoint(name: str) -> None:
+def require_checkpoint(name: str, *, or_baseline: bool = False) -> None:
+    """A checkpoint is there.
+
+    Raises:
+        CheckpointError: none is, or a folder of some.
+    """
     path = checkpoint_paths(Path(name))[1]
     if path.is_file():
         return
     if inside := sorted(Path(name).glob("*_best.json")):
         raise CheckpointError(f"{name}: a folder; name a checkpoint in it, such as {inside[-1].with_suffix('')}")
-    raise CheckpointError(
-        f"{name}: no checkpoint here (no {path}) and no baseline; run geopol-tkg train first, or name one of "
-        f"{', '.join(BASELINES)}"
-    )
+    nothing, advice = (" and no baseline", f", or name one of {', '.join(BASELINES)}") if or_baseline else ("", "")
+    raise CheckpointError(f"{name}: no checkpoint here (no {path}){nothing}; run geopol-tkg train first{advice}")
 
 
 def _remarks(model: LoadedModel, split: SplitName, output: Output) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import typer
 
 from geopol_tkg.checkpoint import Checkpoint, load_checkpoint
 from geopol_tkg.cli._app import Output, new_table, plain, silence
+from geopol_tkg.cli._models import require_checkpoint
 from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
-from geopol_tkg.config import ModelConfig, ModelType, RefitSplit, TrainConfig
+from geopol_tkg.config import OF_THE_RUN, ModelConfig, ModelType, RefitSplit, TrainConfig
 from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.files import write_json
@@ -32,6 +33,7 @@ from geopol_tkg.training.trackers import TrainingLogger, start_wandb, system_des
 
 # by what stopped the run, where it is not called the same
 _STATUS = {"patience": "early_stopped", "epochs": "completed", "None": "failed"}
+_LEFT_TO_REFIT = ("count_prior", "block_size", "remat")
 _OF_THE_DATASET = ("num_entities", "num_relations", "num_words", "num_static_edges", "num_countries")
 _SHOWN = ("epochs_trained", "best_epoch", "best_mrr", "total_time", "checkpoint", "last", "run_dir")
 
@@ -49,13 +51,13 @@ def train(
     wandb: bool | None = False,
     options: dict[str, dict[str, Any]] | None = None,
     prior: Checkpoint | None = None,
-    refitted: Checkpoint | None = None,
+    temperature: dict[str, Any] | None = None,
 ) -> None:
     """Train a network and report; exits with 130 or 143 after a signal, the state being saved.
 
     Args:
         options: of the command line, ``value`` and ``origin`` each; kept with the run.
-        refitted: the checkpoint whose settings these are, and whose temperature is kept: a refit measures nothing.
+        temperature: of the model that is refitted.
     """
     with StopSignals() as signals, nullcontext() if dry_run else files.locked():
         files.check(resume=resume, overwrite=overwrite or dry_run)
@@ -70,6 +72,7 @@ def train(
             validate=validation,
             resume=resume,
             prior=prior,
+            temperature=temperature,
         )
         _announce(run, dataset, output)
         if dry_run:
@@ -78,9 +81,9 @@ def train(
                 raise typer.Exit(signals.exit_code)
             return
         result = _train(run, output, validation, wandb=wandb, resume=resume, options=options or {})
-        content = _summary(run, result) | {"temperature": None}
-        if content["checkpoint"] is not None and content["status"] != "interrupted":
-            content |= _calibrate(run, dataset, signals, output, refitted)
+        content = _summary(run, result) | {"temperature": temperature and temperature["value"]}
+        if content["checkpoint"] is not None and content["status"] != "interrupted" and not config.refit_epochs:
+            content |= _calibrate(run, dataset, signals, output)
     table = new_table("", "")
     for name in _SHOWN:
         table.add_row(name.replace("_", " "), plain(_shown(content[name])))
@@ -129,18 +132,21 @@ def load_refitted(stem: Path, dataset: Dataset | None) -> tuple[Checkpoint, Data
     """The checkpoint to refit, and its dataset.
 
     Raises:
-        CheckpointError: it was trained on another dataset than the one given, or not at all.
+        CheckpointError: it is not the best of a training that ended, or one on another dataset than the one given.
     """
+    require_checkpoint(str(stem))
     refitted = load_checkpoint(stem)
-    dataset = training_dataset(refitted, stem) if dataset is None else dataset
+    dataset = training_dataset(refitted, stem, other="name it as DATASET") if dataset is None else dataset
     _require_dataset(stem, refitted, dataset, "--refit learns from its own")
-    if not refitted.epoch:
-        raise CheckpointError(f"{stem}: holds no whole epoch; --refit wants a model that is trained")
+    if refitted.resume is not None:
+        raise CheckpointError(f"{stem}: is where a run stands; --refit wants its best model")
+    if refitted.temperature is None:
+        raise CheckpointError(f"{stem}: its training did not end; --resume it first")
     return refitted, dataset
 
 
 def refit_settings(refitted: Checkpoint, own: dict[str, Any], through: RefitSplit) -> TrainConfig:
-    """Settings of a checkpoint, but for the run's own, to train for as many epochs as it was."""
+    """Settings of a checkpoint, but for some of the run's own, to train for as many epochs as it was."""
     known = {field.name for field in fields(TrainConfig)}
     settings = TrainConfig(**{name: value for name, value in refitted.settings.items() if name in known})
     return replace(settings, **own, refit_epochs=refitted.epoch, through=through)
@@ -157,6 +163,7 @@ def load_prior(stem: Path, dataset: Dataset, model: ModelType, config: TrainConf
         raise UsageError("--count-prior is for networks: use --model tirgn or regcn")
     if config.num_negatives:
         raise UsageError("--count-prior scores every entity: it cannot be used with --num-negatives")
+    require_checkpoint(str(stem))
     prior = load_checkpoint(stem)
     if prior.config.model_type != "counts":
         raise CheckpointError(f"{stem}: is a {prior.config.model_type}; --count-prior wants one of --model counts")
@@ -171,14 +178,10 @@ def _require_dataset(stem: Path, checkpoint: Checkpoint, dataset: Dataset, advic
         raise CheckpointError(f"{stem}: trained on another dataset; {advice}")
 
 
-def _calibrate(
-    run: TrainingRun, dataset: Dataset, signals: StopSignals, output: Output, refitted: Checkpoint | None
-) -> dict[str, Any]:
+def _calibrate(run: TrainingRun, dataset: Dataset, signals: StopSignals, output: Output) -> dict[str, Any]:
     """Fit a temperature for the best checkpoint, where it has none; what the summary says of it."""
 
-    def fit(forecaster: TrainedForecaster) -> dict[str, Any] | None:
-        if refitted is not None:
-            return refitted.temperature
+    def fit(forecaster: TrainedForecaster) -> dict[str, Any]:
         found = fit_temperature(
             forecaster,
             dataset,
@@ -193,8 +196,7 @@ def _calibrate(
         return asdict(found)
 
     try:
-        temperature = run.calibrate(fit)
-        return {"temperature": temperature and temperature["value"]}
+        return {"temperature": run.calibrate(fit)["value"]}
     except Interrupted:
         return {"status": "interrupted"}
 
@@ -296,6 +298,16 @@ def describe_run(run: TrainingRun, options: dict[str, dict[str, Any]]) -> dict[s
     dataset = settings.pop("dataset")
     derived = {name: {"value": value, "origin": _origin(name)} for name, value in settings.items()}
     resolved = {name: entry | {"value": settings.get(name, entry["value"])} for name, entry in options.items()}
+    if run.config.refit_epochs:
+        model = {
+            "model": run.model.model_type,
+            "static_graph": run.model.num_words > 0,
+            "countries": run.model.num_countries > 0,
+        }
+        taken = {
+            name: value for name, value in (settings | model).items() if name not in (*OF_THE_RUN, *_LEFT_TO_REFIT)
+        }
+        resolved |= {name: {"value": value, "origin": "refit"} for name, value in taken.items()}
     return {"options": derived | resolved, "dataset": dataset, "system": system_description(run.device)}
 
 
@@ -340,6 +352,7 @@ def _summary(run: TrainingRun, result: EpochResult | None) -> dict[str, Any]:
         "total_time": round(standing.elapsed, 3),
         "early_stopped": stopped == "patience",
         "model_type": run.model.model_type,
+        "through": run.config.through,
         "checkpoint": str(run.files.best) if standing.best_epoch else None,
         "last": str(run.files.last),
         "run_dir": str(run.files.run_dir),

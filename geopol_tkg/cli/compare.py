@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._app import (
+    DataOption,
+    JsonFlag,
+    Output,
+    QuietFlag,
+    VerboseFlag,
+    app,
+    new_table,
+    overlap_lines,
+    plain,
+)
 from geopol_tkg.config import SplitName
 from geopol_tkg.errors import UsageError
 
@@ -114,9 +124,5 @@ def _verdict(content: dict[str, Any]) -> tuple[str, ...]:
         f"{interval}, p = {content['p_value']:.4f}; threshold {content['pass_threshold']:+.1f} %: "
         f"{'passed' if content['passed'] else 'NOT PASSED'}",
         *caution,
-        *(
-            f"{row['name']} was trained on times of this split"
-            for row in content["models"]
-            if row.get("overlaps_training")
-        ),
+        *overlap_lines(content["models"]),
     )

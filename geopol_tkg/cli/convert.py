@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._app import (
+    DataOption,
+    JsonFlag,
+    Output,
+    QuietFlag,
+    VerboseFlag,
+    app,
+    new_table,
+    overlap_lines,
+    plain,
+)
 from geopol_tkg.config import PARITY_TOLERANCE
 from geopol_tkg.errors import UsageError
 
@@ -78,7 +88,8 @@ def command(
     table = new_table("", "")
     for name, value in _flat(content):
         table.add_row(name.replace("_", " "), plain(value))
-    output.result(content, f"Converted {stem}" if content["passed"] else f"NOT converted: {stem}", table)
+    title = f"Converted {stem}" if content["passed"] else f"NOT converted: {stem}"
+    output.result(content, title, table, *overlap_lines([{"name": stem, **content.get("full", {})}]))
     if not content["passed"]:
         output.note(f"{path} was not written: {_reason(content)}")
         raise typer.Exit(3)

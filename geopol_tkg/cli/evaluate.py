@@ -14,6 +14,7 @@ from geopol_tkg.cli._app import (
     VerboseFlag,
     app,
     new_table,
+    overlap_lines,
     plain,
 )
 from geopol_tkg.cli._signals import StopSignals
@@ -65,7 +66,8 @@ def command(
         name, dataset=dataset, split=split, protocol=protocol, filter_name=filter, output=output
     )
     title = f"{content['model']} on {split}, {protocol}, {filter} filter, both directions"
-    output.result(content, title, _table(content), *_calibration_lines(content["calibration"]))
+    lines = (*_calibration_lines(content["calibration"]), *overlap_lines([content | {"name": content["model"]}]))
+    output.result(content, title, _table(content), *lines)
     if ranks is not None:
         _write_ranks(result, ranks)
         output.note(f"{len(result.rank):,} ranks in {ranks}")

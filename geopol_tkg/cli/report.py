@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
+from geopol_tkg.cli._app import (
+    DataOption,
+    JsonFlag,
+    Output,
+    QuietFlag,
+    VerboseFlag,
+    app,
+    new_table,
+    overlap_lines,
+    plain,
+)
 from geopol_tkg.config import DEFAULT_MODEL_DIR, SplitName
 from geopol_tkg.errors import CheckpointError
 
@@ -63,7 +73,7 @@ def command(
         file.write(page(content, made=datetime.now(UTC)).encode())
     summary = _summary(content, output_path)
     title = f"{summary['num_queries']:,} queries of {split}, single-step, time filter, both directions"
-    output.result(summary, title, _table(summary), "", f"report: {output_path}")
+    output.result(summary, title, _table(summary), *overlap_lines(summary["models"]), "", f"report: {output_path}")
 
 
 def report(
@@ -114,7 +124,7 @@ def _measured(run: str, name: str, dataset: "Dataset", *, split: SplitName, outp
         run, dataset=dataset, split=split, protocol="single-step", filter_name="time", output=output
     )
     if is_baseline(run) or is_ensemble(run):
-        return Model(name, run, ranks, metrics)
+        return Model(name, run, ranks, metrics, note=_note(metrics))
     checkpoint = load_checkpoint(Path(run))
     return Model(
         name,

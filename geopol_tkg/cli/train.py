@@ -13,6 +13,7 @@ from geopol_tkg.cli._config import given, options_with_origins
 from geopol_tkg.cli._presets import take_preset
 from geopol_tkg.config import (
     DEFAULT_MODEL_DIR,
+    OF_THE_RUN,
     IngestConfig,
     MaskMode,
     ModelConfig,
@@ -53,9 +54,9 @@ def _fields(*kinds: type) -> list[str]:
     return [field.name for kind in kinds for field in fields(kind)]
 
 
-_LEFT_TO_REFIT = ("device", "max_time", "checkpoint_interval", "checkpoint_seconds")
+_ONLY_MEMORY = ("block_size", "remat")  # a refit may need less than what it refits
 _FIXED_BY_REFIT = {"model", "static_graph", "countries", *_fields(ModelConfig, TrainConfig, IngestConfig)}.difference(
-    ("count_prior", "through", *_LEFT_TO_REFIT)
+    ("count_prior", "through", *OF_THE_RUN, *_ONLY_MEMORY)
 )
 _WITHOUT_EFFECT: dict[ModelType, tuple[str, ...]] = {
     "counts": _NETWORKS_ONLY,
@@ -127,7 +128,7 @@ def command(
         Path | None,
         _model(
             "Checkpoint to train once more: its model, settings, dataset and number of epochs, on the facts that "
-            "came after train, too (--through). Nothing is left to be measured on."
+            "came after train, too (--through). What it learns from can measure it no more."
         ),
     ] = None,
     through: Annotated[RefitSplit, _model("The last split that a refit learns from.")] = "valid",
@@ -232,9 +233,11 @@ def command(
     ingest_config = IngestConfig(**_given(IngestConfig, chosen, split=opt.parse_split(split)))
     chosen["half_lives"] = opt.parse_half_lives(half_lives)
     opt.choose_device(device)
+    from geopol_tkg.checkpoint import checkpoint_paths
     from geopol_tkg.cli._sources import open_or_ingest
     from geopol_tkg.cli._training import load_prior, load_refitted, refit_settings, train
     from geopol_tkg.data.dataset import Dataset
+    from geopol_tkg.data.sources import SAMPLE
     from geopol_tkg.training.run import RunFiles
 
     options = options_with_origins(context)
@@ -244,10 +247,17 @@ def command(
         _tell_what_has_no_effect(options, ("through",), "without --refit", output)
     else:
         _tell_what_has_no_effect(options, [name for name in options if name in _FIXED_BY_REFIT], "with --refit", output)
-        refitted, data = load_refitted(refit, None if dataset is None else Dataset.load(Path(dataset)))
-        settings = refit_settings(refitted, {name: chosen[name] for name in _LEFT_TO_REFIT}, through)
+        source = opt.SAMPLE_DATASET if dataset == SAMPLE else dataset
+        refitted, data = load_refitted(refit, None if source is None else Dataset.load(Path(source)))
+        own = {name: chosen[name] for name in (*OF_THE_RUN, *given(options, _ONLY_MEMORY))}
+        settings = refit_settings(refitted, own, through)
         model = refitted.config.model_type
+        if refitted.config.count_prior != (count_prior is not None):
+            wanted, how = ("needs", "beside") if refitted.config.count_prior else ("takes no", "without")
+            raise UsageError(f"--refit {wanted} --count-prior: {refit} was trained {how} one")
     files = RunFiles(model_dir, logdir / (run_name or model), model)
+    if refit is not None and checkpoint_paths(refit.resolve()) == checkpoint_paths(files.best.resolve()):
+        raise UsageError(f"--refit {refit}: would be replaced by its refit; name another --model-dir")
     files.check(resume=resume, overwrite=overwrite or dry_run)
     if refitted is None:
         of_ingest = given(options, [name for name in vars(ingest_config) if name != "seed"])
@@ -257,9 +267,8 @@ def command(
             _tell_what_has_no_effect(options, _STATIC_ONLY, "without --static-graph", output)
     prior = None if count_prior is None else load_prior(count_prior, data, model, settings)
     network = _new_model(chosen, data, prior) if refitted is None else refitted.config
-    if network.count_prior != (prior is not None):
-        wanted, how = ("needs", "beside") if network.count_prior else ("takes no", "without")
-        raise UsageError(f"--refit {wanted} --count-prior: {refit} was trained {how} one")
+    if prior is not None and _counts_of(prior.config) != _counts_of(network):
+        raise UsageError(f"--count-prior {count_prior}: counts other things than that beside {refit}")
     train(
         data,
         network,
@@ -272,7 +281,7 @@ def command(
         wandb=wandb,
         options=options,
         prior=prior,
-        refitted=refitted,
+        temperature=None if refitted is None else refitted.temperature,
     )
 
 
@@ -292,6 +301,11 @@ def _new_model(chosen: dict[str, Any], data: "Dataset", prior: "Checkpoint | Non
     elif model == "counts" and chosen["countries"]:
         sizes |= {"num_countries": count_countries(data)}
     return ModelConfig(**_given(ModelConfig, chosen) | sizes | {"model_type": model, "count_prior": prior is not None})
+
+
+def _counts_of(config: ModelConfig) -> tuple[Any, ...]:
+    """What a counting model's shape follows from."""
+    return config.half_lives, config.num_countries
 
 
 def _tell_what_has_no_effect(

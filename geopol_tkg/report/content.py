@@ -132,7 +132,7 @@ def train_command(checkpoint: Checkpoint, model_dir: Path) -> str:
     given = {**asdict(checkpoint.config), **checkpoint.settings}
     if given.get("refit_epochs"):
         words = ["geopol-tkg", "train", str(checkpoint.dataset["path"]), "--refit", "CHECKPOINT"]
-        words += ["--through", given["through"], "--model-dir", str(model_dir)]
+        words += ["--through", given["through"], "--model-dir", str(model_dir), "--run-name", "refit"]
         return shlex.join(words + (["--count-prior", "COUNTS"] if given["count_prior"] else []))
     given |= {"static_graph": checkpoint.config.num_words > 0, "model_dir": str(model_dir)}
     defaults = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in fields(kind)}

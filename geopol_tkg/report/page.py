@@ -38,10 +38,15 @@ def page(report: Report, *, made: datetime) -> str:
 
 
 def verdict(report: Report) -> str:
-    """The first model against the best of the others, in one sentence."""
+    """The first model against the best of the others, in a sentence; and which of them have learned the answers."""
     first, *others = report.models
+    learned = "".join(
+        f" {model.name} was trained on times of this split: its figures are no forecasts."
+        for model in report.models
+        if model.metrics.get("overlaps_training")
+    )
     if not others:
-        return ""
+        return learned.strip()
     best = max(others, key=lambda model: model.metrics["mrr"])
     found = paired_difference(first.ranks, best.ranks)
     delta, low, high = found["delta"] or 0.0, found["ci_low"], found["ci_high"]
@@ -51,9 +56,9 @@ def verdict(report: Report) -> str:
         "the best of the others"
     )
     if low is None or high is None:
-        return f"{against}; a single timestamp gives no interval."
+        return f"{against}; a single timestamp gives no interval.{learned}"
     told = "this split does not tell them apart" if low <= 0 <= high else "it is better" if low > 0 else "it is worse"
-    return f"{against} (95\u00a0% interval of the difference {signed(low)} to {signed(high)}): {told}."
+    return f"{against} (95\u00a0% interval of the difference {signed(low)} to {signed(high)}): {told}.{learned}"
 
 
 def _head(report: Report) -> Iterator[str]:

@@ -35,6 +35,10 @@ def model_card(contents: dict[str, Any], result: dict[str, Any], file_name: str)
     return "\n\n".join(headed) + "\n"
 
 
+def _learned(contents: dict[str, Any]) -> str:
+    return _LEARNED[contents["training"]["settings"].get("through", "train")]
+
+
 def _is_gdelt(contents: dict[str, Any]) -> bool:
     return contents["context"]["entity_kind"] != "given"
 
@@ -78,7 +82,7 @@ def _data(contents: dict[str, Any]) -> str:
         f"{counts['relations']:,} relations, {counts['timestamps']:,} timestamps, {step}; {kinds}.",
         f"Split by whole timestamps, in time order: train {counts['train']:,} facts, valid {counts['valid']:,} from "
         f"{clock.label(trained['valid_start'])}, test {counts['test']:,} from {clock.label(trained['test_start'])}. "
-        f"Weights were fitted to {_LEARNED[contents['training']['settings'].get('through', 'train')]}.",
+        f"Weights were fitted to {_learned(contents)}.",
         f"Forecasts look at the facts of dataset `{context['dataset']}` up to {clock.label(int(last))}.",
     ]
     if _is_gdelt(contents):
@@ -105,6 +109,8 @@ def _metrics(contents: dict[str, Any], result: dict[str, Any]) -> str:
         if row
     ]
     notes = [] if full else ["Test metrics were not measured by this conversion; `convert --full` does, and `eval`."]
+    if full and full.get("overlaps_training"):
+        notes.append("The model was trained on times of the test split: its figures there are no forecasts.")
     if not valid:
         notes.append("The checkpoint holds no validation.")
     return "\n\n".join([*([_table(["queries", "number", *_METRICS], rows)] if rows else []), *notes])
@@ -137,7 +143,8 @@ def _limits(contents: dict[str, Any]) -> str:
         "never an answer.",
         "A probability is a share among the candidates, given that such a fact takes place. It says nothing on "
         "whether it does.",
-        "It has learned from the train split only. Forecasts for later steps rest on newer facts, and weights age.",
+        f"It has learned from {_learned(contents)} only. Forecasts for later steps rest on newer facts, and weights "
+        "age.",
         _calibration(contents["temperature"]),
     ]
     if _is_gdelt(contents):

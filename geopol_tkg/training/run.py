@@ -38,7 +38,7 @@ from geopol_tkg.training.prepare import prepare
 from geopol_tkg.training.step import TrainState, initial_state, learning_rate
 from geopol_tkg.training.trackers import TrainingLogger
 
-FitTemperature = Callable[[TrainedForecaster], dict[str, Any] | None]
+FitTemperature = Callable[[TrainedForecaster], dict[str, Any]]
 Validate = Callable[[TrainedForecaster], dict[str, Any] | None]
 
 
@@ -111,6 +111,7 @@ class TrainingRun:
         validate: metrics of a forecaster on the valid split, or None when interrupted.
         resume: go on from the last checkpoint in ``files``.
         prior: the counting model that a network with ``count_prior`` starts with.
+        temperature: of the model that is refitted; a refit has nothing left to fit one on.
 
     Raises:
         TrainingError: the device or precision asked for is not there.
@@ -128,6 +129,7 @@ class TrainingRun:
         validate: Validate,
         resume: bool = False,
         prior: Checkpoint | None = None,
+        temperature: dict[str, Any] | None = None,
     ) -> None:
         self.device = jax.devices()[0]
         self.config = resolve(config, self.device, model.model_type)
@@ -142,6 +144,7 @@ class TrainingRun:
         if earlier is not None:
             self._refuse_other(earlier)
         self._validate = validate
+        self._temperature = temperature
         self._context = build_context(dataset, history, model)
         self.plan, self._trainer, self._state, self._data = prepare(
             dataset, history, self._context, model=model, config=self.config
@@ -195,7 +198,7 @@ class TrainingRun:
         except NotFiniteError as error:
             raise TrainingError(self._explain(error)) from error
 
-    def calibrate(self, fit: FitTemperature) -> dict[str, Any] | None:
+    def calibrate(self, fit: FitTemperature) -> dict[str, Any]:
         """Keep a temperature with the best checkpoint, where it has none yet; what the checkpoint says of it.
 
         Raises:
@@ -214,7 +217,7 @@ class TrainingRun:
         self.standing = result.standing
         if result.improved:
             save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
-        elif result.standing.best_epoch == 0 and (completed or (self._is_new and result.stopped is not None)):
+        elif self._leaves_another_best(result, completed=completed):
             remove_checkpoint(self.files.best)  # what an overwritten run left would pass for this one's
         if completed:
             logger.log(result.standing.epoch, self._metrics(result))
@@ -222,6 +225,12 @@ class TrainingRun:
         interval_over = completed and result.standing.epoch % self.config.checkpoint_interval == 0
         if interval_over or result.stopped is not None or self._is_due():
             self._save_last(result)
+
+    def _leaves_another_best(self, result: EpochResult, *, completed: bool) -> bool:
+        """Whether a best checkpoint there is of another run; that before a refit stays until its one epoch to keep."""
+        if result.standing.best_epoch or self.config.refit_epochs:
+            return False
+        return completed or (self._is_new and result.stopped is not None)
 
     def _is_due(self) -> bool:
         return time.monotonic() >= self._save_after
@@ -318,6 +327,7 @@ class TrainingRun:
             dataset=describe_dataset(self._dataset),
             arrays=flatten(state.parameters) | flatten(state.statistics),
             trained_entities=trained,
+            temperature=None if with_resume else self._temperature,
             resume=resume,
             optimiser=flatten(state.optimiser) if with_resume else {},
         )
@@ -351,9 +361,12 @@ class TrainingRun:
         free = {"patience", "max_time", "checkpoint_interval", "checkpoint_seconds", "device"}
         if self.config.schedule == "constant":
             free.add("epochs")
-        before = {**checkpoint.settings, **asdict(checkpoint.config)}
+        before = {**asdict(TrainConfig()), **checkpoint.settings, **asdict(checkpoint.config)}
         now = {**asdict(self.config), **asdict(self.model)}
         changed = sorted(name for name in now if name not in free and now[name] != before.get(name))
+        if "refit_epochs" in changed:
+            which = "another refit" if self.config.refit_epochs else "a refit; resume it with its --refit and --through"
+            raise CheckpointError(f"{where}: of {which if before['refit_epochs'] else 'no refit'}")
         if changed:
             name = changed[0]
             raise CheckpointError(

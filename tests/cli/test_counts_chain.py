@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from cli_helpers import SETTINGS, SMALL, call, even_events, listing, run_in_copy
 from test_resume import arrays_of, assert_same_arrays, signal_at
 
-from geopol_tkg.checkpoint import load_checkpoint
+from geopol_tkg.checkpoint import load_checkpoint, save_checkpoint
 from geopol_tkg.data.dataset import Dataset
 
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
@@ -103,6 +104,17 @@ def test_figures_of_what_was_learned_are_no_forecasts(here, name, learned):
         done = call("eval", name, "--split", split, "--json")
         assert done.json().get("overlaps_training", False) is (split in learned)
         assert ("these figures are no forecasts" in done.err) is (split in learned)
+    shown = call("eval", name, "--split", "valid", "-q").out
+    assert ("its figures are no forecasts" in shown) is ("valid" in learned)
+
+
+def test_a_report_says_what_was_learned(here, tmp_path):
+    told = "was trained on times of this split: its figures are no forecasts"
+    args = ("--split", "valid", "--examples", "0", "--output", tmp_path / "x.html", "-q")
+    assert told in call("report", f"{PRIOR}+{REFITTED}", *args).out
+    page = (tmp_path / "x.html").read_text()
+    assert told in page
+    assert "it was trained on times of this split, so that these figures are no forecasts" in page
 
 
 def test_a_stopped_refit_goes_on(here, tmp_path, monkeypatch):
@@ -111,8 +123,28 @@ def test_a_stopped_refit_goes_on(here, tmp_path, monkeypatch):
         signal_at(patch, signal.SIGTERM, step=2)
         assert call(*command).code == 143
     assert not (tmp_path / "own" / "counts_best.json").exists()
+    without = ("train", "--model", "counts", "--model-dir", tmp_path / "own", "--resume")
+    assert "counts_last.json: of a refit; resume it with its --refit and --through" in call(*without).error()
     assert call(*command, "--resume").json()["status"] == "completed"
     assert_same_arrays(arrays_of(f"{REFITTED}.npz"), arrays_of(tmp_path / "own" / "counts_best.npz"))
+    assert call(*command, "--overwrite", "--max-time", "1e-3").json()["status"] == "max_time"
+    assert_same_arrays(arrays_of(f"{REFITTED}.npz"), arrays_of(tmp_path / "own" / "counts_best.npz"))  # still there
+
+
+def test_what_was_trained_before_there_were_refits_goes_on(copy):
+    stem = Path("models/tkg/counts_last")
+    old = load_checkpoint(stem)
+    settings = {name: value for name, value in old.settings.items() if name not in ("through", "refit_epochs")}
+    save_checkpoint(stem, replace(old, settings=settings))
+    assert call(*COUNTS[:-1], "3", "--resume", "--json").json()["epochs_trained"] == 3
+
+
+def test_settings_of_a_refit_come_from_what_it_refits(here):
+    options = json.loads(Path("runs/refit/config.json").read_text())["options"]
+    first = manifest(PRIOR)["settings"]
+    assert options["lr"] == {"value": first["lr"], "origin": "refit"}
+    assert options["model"] == {"value": "counts", "origin": "refit"}
+    assert options["run_name"]["origin"] == "command line"
 
 
 def test_a_card_says_what_was_learned(here, tmp_path):
@@ -130,6 +162,11 @@ def test_a_network_learns_from_all_facts(world):
     assert (done["model_type"], done["epochs_trained"]) == ("tirgn", done["best_epoch"])
     assert load_checkpoint(Path("own/tirgn_best")).trained_until == Dataset.load(Path("data/gdelt")).timestamps[-1] + 1
     assert call("eval", "own/tirgn_best", "--json").json()["overlaps_training"] is True
+    pytest.importorskip("torch")
+    assert call("convert", "own/tirgn_best", "--full", "--json").json()["full"]["overlaps_training"] is True
+    card = Path("own/tirgn_trained.md").read_text()
+    assert "It has learned from all facts, by a refit only." in card
+    assert "The model was trained on times of the test split: its figures there are no forecasts." in card
 
 
 @pytest.mark.slow
@@ -278,6 +315,23 @@ REFUSED = {
         ("train", "--refit", "models/tkg/tirgn_best", "--count-prior", PRIOR, *OWN),
         (2, "--refit takes no --count-prior: models/tkg/tirgn_best was trained without one"),
     ),
+    "a refit over its own model": (
+        ("train", "--refit", f"{PRIOR}.json", "--overwrite"),
+        (2, f"--refit {PRIOR}.json: would be replaced by its refit; name another --model-dir"),
+    ),
+    "a refit of where a run stands": (
+        ("train", "--refit", "models/tkg/counts_last", *OWN),
+        (1, "models/tkg/counts_last: is where a run stands; --refit wants its best model"),
+    ),
+    "a refit of a folder": (
+        ("train", "--refit", "refit", *OWN),
+        (1, "refit: a folder; name a checkpoint in it, such as refit/counts_best"),
+    ),
+    "a refit of this folder": (("train", "--refit", ".", *OWN), (1, ".: no checkpoint here")),
+    "a refit beside other counts": (
+        ("train", "--refit", "models/tkg/regcn_best", "--count-prior", "other/counts_best", *OWN),
+        (2, "--count-prior other/counts_best: counts other things than that beside models/tkg/regcn_best"),
+    ),
     "a refit over another": (REFIT, (1, "exists: --resume goes on with it, --overwrite replaces it")),
     "a refit of nothing": (("train", "--refit", "models/none", *OWN), (1, "models/none")),
     "resumed without its prior": (
@@ -291,6 +345,9 @@ REFUSED = {
 def test_wrong_use_is_refused(here, args, expected):
     if "data/other" in args and not Path("data/other").exists():
         call("ingest", "events.parquet", "--granularity", "2h", "--out", "data/other")
+    if "other/counts_best" in args:
+        prior = load_checkpoint(Path(PRIOR))
+        save_checkpoint(Path("other/counts_best"), replace(prior, config=replace(prior.config, half_lives=(1.0,) * 4)))
     before = {name: content for name, content in listing(here).items() if not name.endswith(".lock")}
     done = call(*args)
     assert (done.code, done.out) == (expected[0], ""), done.err

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import program, trained, world  # noqa: F401 - fixtures
+from hypothesis import settings
 
 from geopol_tkg.data.events import mock_events
 
@@ -20,6 +21,9 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and jax.__version_info__[:2] in {(0, 10)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 if jax.default_backend() == "cpu":
     jax.config.update("jax_disable_most_optimizations", True)
+
+settings.register_profile("any machine", deadline=None)  # a case may wait for the other worker
+settings.load_profile("any machine")
 
 _MAPS, _MANY_MAPS = Path("/proc/self/maps"), 25_000
 

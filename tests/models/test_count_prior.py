@@ -67,6 +67,7 @@ def reweighted(probability, by):
     return product / product.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_counts_reweigh_what_a_single_softmax_gives(dataset):
     config = config_of("regcn")
     arrays = random_arrays(config)

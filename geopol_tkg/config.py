@@ -15,6 +15,7 @@ DeviceChoice = Literal["auto", "gpu", "cpu"]
 SplitName = Literal["train", "valid", "test"]
 RefitSplit = Literal["valid", "test"]
 OF_THE_RUN = ("device", "max_time", "checkpoint_interval", "checkpoint_seconds")  # no setting of what is trained
+ONLY_MEMORY = ("block_size", "remat")  # a refit may need less than what it refits
 Protocol = Literal["single-step", "multi-step"]
 FilterName = Literal["time", "static", "raw"]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
@@ -90,12 +89,6 @@ class Output:
 def silence(stream: TextIO) -> None:
     """Send a stream nowhere: what is written to it, and what it still holds."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def overlap_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Which of the models measured have learned from times of the split."""
-    learned = [row["name"] for row in rows if row.get("overlaps_training")]
-    return [f"{name} was trained on times of this split: its figures are no forecasts" for name in learned]
 
 
 def new_table(*columns: str) -> "Table":

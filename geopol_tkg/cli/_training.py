@@ -16,7 +16,7 @@ from geopol_tkg.cli._app import Output, new_table, plain, silence
 from geopol_tkg.cli._models import require_checkpoint
 from geopol_tkg.cli._progress import Heartbeat, TrainDisplay, format_seconds
 from geopol_tkg.cli._signals import StopSignals
-from geopol_tkg.config import OF_THE_RUN, ModelConfig, ModelType, RefitSplit, TrainConfig
+from geopol_tkg.config import OF_THE_RUN, ONLY_MEMORY, ModelConfig, ModelType, RefitSplit, TrainConfig
 from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.files import write_json
@@ -33,7 +33,6 @@ from geopol_tkg.training.trackers import TrainingLogger, start_wandb, system_des
 
 # by what stopped the run, where it is not called the same
 _STATUS = {"patience": "early_stopped", "epochs": "completed", "None": "failed"}
-_LEFT_TO_REFIT = ("count_prior", "block_size", "remat")
 _OF_THE_DATASET = ("num_entities", "num_relations", "num_words", "num_static_edges", "num_countries")
 _SHOWN = ("epochs_trained", "best_epoch", "best_mrr", "total_time", "checkpoint", "last", "run_dir")
 
@@ -305,7 +304,9 @@ def describe_run(run: TrainingRun, options: dict[str, dict[str, Any]]) -> dict[s
             "countries": run.model.num_countries > 0,
         }
         taken = {
-            name: value for name, value in (settings | model).items() if name not in (*OF_THE_RUN, *_LEFT_TO_REFIT)
+            name: value
+            for name, value in (settings | model).items()
+            if name not in (*OF_THE_RUN, *ONLY_MEMORY, "count_prior")
         }
         resolved |= {name: {"value": value, "origin": "refit"} for name, value in taken.items()}
     return {"options": derived | resolved, "dataset": dataset, "system": system_description(run.device)}

@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import (
-    DataOption,
-    JsonFlag,
-    Output,
-    QuietFlag,
-    VerboseFlag,
-    app,
-    new_table,
-    overlap_lines,
-    plain,
-)
+from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import SplitName
 from geopol_tkg.errors import UsageError
 
@@ -112,6 +102,7 @@ def _table(content: dict[str, Any]) -> "Table":
 
 def _verdict(content: dict[str, Any]) -> tuple[str, ...]:
     from geopol_tkg.evaluation.compare import FEW_TIMESTAMPS
+    from geopol_tkg.evaluation.ranking import overlap_lines
 
     few = content["num_timestamps"]
     caution = (f"only {few} timestamps to resample: interval and p are rough",) if few < FEW_TIMESTAMPS else ()

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import (
-    DataOption,
-    JsonFlag,
-    Output,
-    QuietFlag,
-    VerboseFlag,
-    app,
-    new_table,
-    overlap_lines,
-    plain,
-)
+from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import PARITY_TOLERANCE
 from geopol_tkg.errors import UsageError
 
@@ -69,6 +59,7 @@ def command(
     opt.choose_device("cpu")
     stem = checkpoint or opt.default_checkpoint(output)
     from geopol_tkg.convert import SUFFIXES, convert
+    from geopol_tkg.evaluation.ranking import overlap_lines
     from geopol_tkg.forecasts import is_ensemble, load_model, next_time
 
     if is_ensemble(str(stem)):

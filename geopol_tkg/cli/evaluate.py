@@ -14,7 +14,6 @@ from geopol_tkg.cli._app import (
     VerboseFlag,
     app,
     new_table,
-    overlap_lines,
     plain,
 )
 from geopol_tkg.cli._signals import StopSignals
@@ -62,6 +61,8 @@ def command(
     opt.choose_device(device)
     name = checkpoint or str(opt.default_checkpoint(output))
     dataset = None if data is None else opt.open_dataset(data)
+    from geopol_tkg.evaluation.ranking import overlap_lines
+
     result, content = evaluate_named(
         name, dataset=dataset, split=split, protocol=protocol, filter_name=filter, output=output
     )

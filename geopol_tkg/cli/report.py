@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geopol_tkg.cli import _options as opt
-from geopol_tkg.cli._app import (
-    DataOption,
-    JsonFlag,
-    Output,
-    QuietFlag,
-    VerboseFlag,
-    app,
-    new_table,
-    overlap_lines,
-    plain,
-)
+from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import DEFAULT_MODEL_DIR, SplitName
 from geopol_tkg.errors import CheckpointError
 
@@ -61,6 +51,7 @@ def command(
     from datetime import UTC, datetime
 
     from geopol_tkg.data.files import replace_file
+    from geopol_tkg.evaluation.ranking import overlap_lines
     from geopol_tkg.report.page import page
 
     output = Output(json=json, quiet=quiet, verbose=verbose)

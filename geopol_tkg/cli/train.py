@@ -14,6 +14,7 @@ from geopol_tkg.cli._presets import take_preset
 from geopol_tkg.config import (
     DEFAULT_MODEL_DIR,
     OF_THE_RUN,
+    ONLY_MEMORY,
     IngestConfig,
     MaskMode,
     ModelConfig,
@@ -54,9 +55,8 @@ def _fields(*kinds: type) -> list[str]:
     return [field.name for kind in kinds for field in fields(kind)]
 
 
-_ONLY_MEMORY = ("block_size", "remat")  # a refit may need less than what it refits
 _FIXED_BY_REFIT = {"model", "static_graph", "countries", *_fields(ModelConfig, TrainConfig, IngestConfig)}.difference(
-    ("count_prior", "through", *OF_THE_RUN, *_ONLY_MEMORY)
+    ("count_prior", "through", *OF_THE_RUN, *ONLY_MEMORY)
 )
 _WITHOUT_EFFECT: dict[ModelType, tuple[str, ...]] = {
     "counts": _NETWORKS_ONLY,
@@ -249,7 +249,7 @@ def command(
         _tell_what_has_no_effect(options, [name for name in options if name in _FIXED_BY_REFIT], "with --refit", output)
         source = opt.SAMPLE_DATASET if dataset == SAMPLE else dataset
         refitted, data = load_refitted(refit, None if source is None else Dataset.load(Path(source)))
-        own = {name: chosen[name] for name in (*OF_THE_RUN, *given(options, _ONLY_MEMORY))}
+        own = {name: chosen[name] for name in (*OF_THE_RUN, *given(options, ONLY_MEMORY))}
         settings = refit_settings(refitted, own, through)
         model = refitted.config.model_type
         if refitted.config.count_prior != (count_prior is not None):

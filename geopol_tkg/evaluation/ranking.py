@@ -42,6 +42,12 @@ def metrics(ranks: np.ndarray) -> dict[str, float | None]:
     return {"mrr": float((1 / ranks).mean()), **hits, "mean_rank": float(ranks.mean())}
 
 
+def overlap_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Which of the models measured have learned from times of the split."""
+    learned = [row["name"] for row in rows if row.get("overlaps_training")]
+    return [f"{name} was trained on times of this split: its figures are no forecasts" for name in learned]
+
+
 def format_metric(value: float | None) -> str:
     """Four digits; a dash where a stratum has no queries."""
     if value is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from geopol_tkg.evaluation.compare import FEW_TIMESTAMPS, paired_difference
-from geopol_tkg.evaluation.ranking import METRICS, format_metric
+from geopol_tkg.evaluation.ranking import METRICS, format_metric, overlap_lines
 from geopol_tkg.report.content import Model, Report, eval_command, train_command
 from geopol_tkg.report.examples import examples
 from geopol_tkg.report.figures import calibration, curves, relations, strata, times
@@ -40,11 +40,8 @@ def page(report: Report, *, made: datetime) -> str:
 def verdict(report: Report) -> str:
     """The first model against the best of the others, in a sentence; and which of them have learned the answers."""
     first, *others = report.models
-    learned = "".join(
-        f" {model.name} was trained on times of this split: its figures are no forecasts."
-        for model in report.models
-        if model.metrics.get("overlaps_training")
-    )
+    rows = [model.metrics | {"name": model.name} for model in report.models]
+    learned = "".join(f" {line}." for line in overlap_lines(rows))
     if not others:
         return learned.strip()
     best = max(others, key=lambda model: model.metrics["mrr"])

@@ -32,19 +32,21 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Message edges, connected entities and relation members of every timestamp.
+    """Neighbours, connected entities and relation members of every timestamp.
 
     Attributes:
         times: int32 [t], the timestamps, ascending.
-        edges: per snapshot ``(subject, relation, slot)`` in both directions, sorted by slot: the
-            position of the object among the snapshot's connected entities.
+        neighbours: per snapshot distinct ``(subject, slot, count)`` of the edges in both directions, sorted
+            by slot: the position of the object among the snapshot's connected entities.
+        incoming: per snapshot distinct ``(relation, slot, count)`` of the same edges, sorted by slot.
         connected: per snapshot ``(entity, degree)``, ascending; the degree counts both directions.
         members: per snapshot distinct ``(relation, entity)``, sorted by relation (without
             inverses): the entities that give a relation its context.
     """
 
     times: np.ndarray
-    edges: Ragged
+    neighbours: Ragged
+    incoming: Ragged
     connected: Ragged
     members: Ragged
 
@@ -52,14 +54,18 @@ class Snapshots:
     def build(cls, facts: np.ndarray, *, num_relations: int, model_type: ModelType) -> "Snapshots":
         """Arrange facts [f, 4]; RE-GCN counts subjects and objects as members, TiRGN subjects."""
         times, ordinal = np.unique(facts[:, 3], return_inverse=True)
-        both = with_inverses(facts, num_relations)
-        order = np.lexsort((both[:, 2], np.tile(ordinal, 2)))
-        both, row = both[order], np.tile(ordinal, 2)[order]
-        connected, slot = _connected(row, both[:, 2], len(times))
-        edges = Ragged.build(row, len(times), both[:, 0], both[:, 1], slot)
+        subject, relation, object_, _ = with_inverses(facts, num_relations).astype(np.int64).T
+        row, entity, place, degree = _distinct(np.tile(ordinal, 2), object_)
+        connected = Ragged.build(row, len(times), entity, degree)
+        slot = np.arange(len(row)) - connected.starts[row]
+
+        def of_edges(values: np.ndarray) -> Ragged:
+            owner, value, _, count = _distinct(place, values)
+            return Ragged.build(row[owner], len(times), value, slot[owner].astype(np.int32), count)
+
         sides = (0, 2) if model_type == "regcn" else (0,)
         members = _members(facts, ordinal, len(times), sides)
-        return cls(times.astype(np.int32), edges, connected, members)
+        return cls(times.astype(np.int32), of_edges(subject), of_edges(relation), connected, members)
 
     def before(self, time: int, history_length: int) -> np.ndarray:
         """Ordinals of the last ``history_length`` snapshots before a time; -1 pads at the front."""
@@ -68,14 +74,11 @@ class Snapshots:
         return np.where(ordinals >= 0, ordinals, -1).astype(np.int32)
 
 
-def _connected(row: np.ndarray, entity: np.ndarray, num_rows: int) -> tuple[Ragged, np.ndarray]:
-    """Distinct entities per row of edges sorted by (row, entity), and each edge's slot among them."""
-    new_row = np.diff(row, prepend=-1) != 0
-    first = new_row | (np.diff(entity, prepend=-1) != 0)
-    position = np.cumsum(first) - 1
-    degree = np.bincount(position).astype(np.float32)
-    connected = Ragged.build(row[first], num_rows, entity[first], degree)
-    return connected, (position - connected.starts[row]).astype(np.int32)
+def _distinct(groups: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs of int64 [e] each, ascending: group, value (int32); which one each is; how often (float32)."""
+    size = int(values.max(initial=0)) + 1
+    pairs, which, count = np.unique(groups * size + values, return_inverse=True, return_counts=True)
+    return pairs // size, (pairs % size).astype(np.int32), which, count.astype(np.float32)
 
 
 def _members(facts: np.ndarray, ordinal: np.ndarray, num_rows: int, sides: tuple[int, ...]) -> Ragged:

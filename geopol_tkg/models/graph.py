@@ -2,7 +2,8 @@
 
 Both networks pass messages that are linear in (entity, relation), so a layer sums neighbours first
 and multiplies once: ``sum_e msg(e) = (sum_e (a h_s + b r + c)) W``, one product of connected rows
-instead of one of all edges.
+instead of one of all edges. The two sums go by distinct neighbours, and by distinct relations, of each entity,
+weighted by the number of edges, so that no array has a row for each edge.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from geopol_tkg.models.layers import BatchNorm, DTypeLike, Moments, dot, leaky_r
 class WindowShape(NamedTuple):
     """Padded sizes of one snapshot; each distinct shape is compiled once."""
 
-    edges: int
+    neighbours: int
+    incoming: int
     connected: int
     members: int
 
@@ -28,10 +30,14 @@ class WindowShape(NamedTuple):
 class GraphArrays(NamedTuple):
     """Device copy of :class:`~geopol_tkg.data.snapshots.Snapshots`: flat columns and row starts."""
 
-    edge_subject: Array
-    edge_relation: Array
-    edge_slot: Array
-    edge_starts: Array
+    neighbour_entity: Array
+    neighbour_slot: Array
+    neighbour_count: Array
+    neighbour_starts: Array
+    incoming_relation: Array
+    incoming_slot: Array
+    incoming_count: Array
+    incoming_starts: Array
     connected_entity: Array
     connected_degree: Array
     connected_starts: Array
@@ -42,22 +48,28 @@ class GraphArrays(NamedTuple):
     @classmethod
     def put(cls, snapshots: Snapshots) -> "GraphArrays":
         """Copy to the default device."""
-        parts = (snapshots.edges, snapshots.connected, snapshots.members)
+        parts = (snapshots.neighbours, snapshots.incoming, snapshots.connected, snapshots.members)
         arrays = [array for part in parts for array in (*part.columns, part.starts)]
         return cls(*jax.device_put(arrays))
+
+
+class Sums(NamedTuple):
+    """Which rows of a table are summed, and how often, for each connected entity."""
+
+    row: Array  # int32 [p]
+    slot: Array  # int32 [p], ascending; a = padding
+    count: Array  # float32 [p], edges; 0 for padding
 
 
 class Snapshot(NamedTuple):
     """One padded snapshot. Padding points past the end of what it indexes, and is dropped."""
 
-    subject: Array  # int32 [e]
-    relation: Array  # int32 [e]
-    slot: Array  # int32 [e], ascending; a = padding
+    neighbours: Sums  # of entities
+    incoming: Sums  # of relations
     entity: Array  # int32 [a], ascending; n = padding
     degree: Array  # float32 [a], 1 for padding
     member_relation: Array  # int32 [m], ascending; r = padding
     member_entity: Array  # int32 [m]
-    num_edges: Array  # int32, 0 for a padded snapshot
 
 
 def window_shape(snapshots: Snapshots, ordinals: np.ndarray) -> WindowShape:
@@ -67,7 +79,8 @@ def window_shape(snapshots: Snapshots, ordinals: np.ndarray) -> WindowShape:
     def largest(part: Ragged) -> int:
         return int(part.lengths[used].max(initial=1))
 
-    return WindowShape(largest(snapshots.edges), largest(snapshots.connected), largest(snapshots.members))
+    parts = (snapshots.neighbours, snapshots.incoming, snapshots.connected, snapshots.members)
+    return WindowShape(*map(largest, parts))
 
 
 def cut_snapshot(
@@ -81,19 +94,25 @@ def cut_snapshot(
         length = jnp.where(ordinal >= 0, starts[row + 1] - starts[row], 0)
         return jnp.where(jnp.arange(size) < length, values, jnp.asarray(padding, column.dtype))
 
-    edge = (graph.edge_starts, shape.edges)
+    neighbour = (graph.neighbour_starts, shape.neighbours)
+    incoming = (graph.incoming_starts, shape.incoming)
     connected = (graph.connected_starts, shape.connected)
     member = (graph.member_starts, shape.members)
-    row = jnp.maximum(ordinal, 0)
     return Snapshot(
-        subject=cut(graph.edge_subject, *edge, 0),
-        relation=cut(graph.edge_relation, *edge, 0),
-        slot=cut(graph.edge_slot, *edge, shape.connected),
+        neighbours=Sums(
+            cut(graph.neighbour_entity, *neighbour, 0),
+            cut(graph.neighbour_slot, *neighbour, shape.connected),
+            cut(graph.neighbour_count, *neighbour, 0),
+        ),
+        incoming=Sums(
+            cut(graph.incoming_relation, *incoming, 0),
+            cut(graph.incoming_slot, *incoming, shape.connected),
+            cut(graph.incoming_count, *incoming, 0),
+        ),
         entity=cut(graph.connected_entity, *connected, num_entities),
         degree=cut(graph.connected_degree, *connected, 1),
         member_relation=cut(graph.member_relation, *member, num_relations),
         member_entity=cut(graph.member_entity, *member, 0),
-        num_edges=jnp.where(ordinal >= 0, graph.edge_starts[row + 1] - graph.edge_starts[row], 0),
     )
 
 
@@ -110,7 +129,7 @@ def renumbered(snapshot: Snapshot, rows: Array, *, num_entities: int) -> Snapsho
         return jnp.searchsorted(rows, entities).astype(jnp.int32)
 
     return snapshot._replace(
-        subject=number(snapshot.subject),
+        neighbours=snapshot.neighbours._replace(row=number(snapshot.neighbours.row)),
         entity=jnp.where(snapshot.entity < num_entities, number(snapshot.entity), len(rows)),
         member_entity=number(snapshot.member_entity),
     )
@@ -191,25 +210,28 @@ def _rounded_rows(table: Array, index: Array, dtype: DTypeLike) -> Array:
 
 def _mean_over_edges(snapshot: Snapshot, x: Array, relations: Array, dtype: DTypeLike) -> Array:
     """Mean of ``x_s + r`` over the edges into each connected entity, widened: [a, d]."""
-    messages = _rounded_rows(x, snapshot.subject, dtype) + _rounded_rows(relations, snapshot.relation, dtype)
-    sums = jax.ops.segment_sum(messages, snapshot.slot, len(snapshot.entity), indices_are_sorted=True)
-    return sums / snapshot.degree[:, None]
+
+    def summed(table: Array, of: Sums) -> Array:
+        rows = _rounded_rows(table, of.row, dtype) * of.count[:, None]
+        return jax.ops.segment_sum(rows, of.slot, len(snapshot.entity), indices_are_sorted=True)
+
+    return (summed(x, snapshot.neighbours) + summed(relations, snapshot.incoming)) / snapshot.degree[:, None]
 
 
 def _edge_moments(snapshot: Snapshot, x: Array, relations: Array) -> Moments:
     """Moments of the channels (h_s, r) over edges and dimensions, without an [e, d] array."""
-    real = (jnp.arange(len(snapshot.subject)) < snapshot.num_edges).astype(jnp.float32)
-    divisor = jnp.maximum(snapshot.num_edges, 1).astype(jnp.float32)
+    num_edges = jnp.sum(snapshot.neighbours.count)
+    divisor = jnp.maximum(num_edges, 1)
 
-    def per_channel(rows: Array, index: Array) -> tuple[Array, Array]:
-        mean = jnp.sum(jnp.mean(rows, axis=-1)[index] * real) / divisor
-        square = jnp.sum(jnp.mean(rows * rows, axis=-1)[index] * real) / divisor
+    def per_channel(table: Array, of: Sums) -> tuple[Array, Array]:
+        mean = jnp.sum(jnp.mean(table, axis=-1)[of.row] * of.count) / divisor
+        square = jnp.sum(jnp.mean(table * table, axis=-1)[of.row] * of.count) / divisor
         return mean, jnp.maximum(square - mean * mean, 0)
 
-    entity_mean, entity_var = per_channel(x, snapshot.subject)
-    relation_mean, relation_var = per_channel(relations, snapshot.relation)
+    entity_mean, entity_var = per_channel(x, snapshot.neighbours)
+    relation_mean, relation_var = per_channel(relations, snapshot.incoming)
     return Moments(
         jnp.stack([entity_mean, relation_mean]),
         jnp.stack([entity_var, relation_var]),
-        snapshot.num_edges * x.shape[-1],
+        num_edges * x.shape[-1],
     )

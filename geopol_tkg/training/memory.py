@@ -17,14 +17,14 @@ class StepMemory:
     """What the optimiser steps of one shape need.
 
     Attributes:
-        edges: of a step's snapshots; None of a model that reads none.
+        neighbours: of all entities of a step's largest snapshot; None of a model that reads none.
         argument_bytes: the state and the data, there from the start.
         temporary_bytes: more while a step runs.
     """
 
     steps: int
     queries: int
-    edges: int | None
+    neighbours: int | None
     argument_bytes: int
     temporary_bytes: int
 
@@ -40,7 +40,7 @@ def free_bytes(device: jax.Device) -> int | None:
 
 def too_little_memory(step: StepMemory, free: int, device: jax.Device, config: TrainConfig) -> str:
     """One line for a step that cannot fit: what it needs, what there is, what lowers it."""
-    advice = "lower --batch-size or --block-size" if step.edges is None else _advice(config)
+    advice = "lower --batch-size or --block-size" if step.neighbours is None else _advice(config)
     return (
         f"too little memory on {device.device_kind}: a step of {step.queries:,} queries needs "
         f"{as_size(step.temporary_bytes)} beside the {as_size(step.argument_bytes)} of the network and the data, and "

@@ -187,7 +187,7 @@ def choose_shapes(
     shape: blocks without queries cost nothing.
 
     Args:
-        windows: int [s, 3], each step's window shape.
+        windows: int [s, 4], each step's window shape.
         starts, counts: int [s], each step's queries.
         lengths: int [q, 2], of each query's slices of the object and the relation history.
         rows: int [s], entities that each step reads; 0 for all.

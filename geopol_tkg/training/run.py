@@ -264,7 +264,7 @@ class TrainingRun:
                 StepMemory(
                     steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
                     queries=shape.queries,
-                    edges=shape.window.edges if isinstance(shape, StepShape) else None,
+                    neighbours=shape.window.neighbours if isinstance(shape, StepShape) else None,
                     argument_bytes=analysis.argument_size_in_bytes,
                     temporary_bytes=analysis.temp_size_in_bytes
                     + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),

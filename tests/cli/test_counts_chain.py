@@ -191,9 +191,9 @@ def test_other_models_options_are_told(here):
     assert "no effect without --static-graph: --static-angle" in done.err
 
 
-def test_a_step_of_counts_has_no_edges_and_no_options_of_networks(here, monkeypatch):
+def test_a_step_of_counts_has_no_neighbours_and_no_options_of_networks(here, monkeypatch):
     done = call(*COUNTS, "--overwrite", "--dry-run", "--json").json()
-    assert [shape["edges"] for shape in done["shapes"]] == [None]
+    assert [shape["neighbours"] for shape in done["shapes"]] == [None]
     monkeypatch.setattr("geopol_tkg.training.run.free_bytes", lambda _device: 1000)
     assert call(*COUNTS, "--overwrite").error().endswith(" are free: lower --batch-size or --block-size")
 

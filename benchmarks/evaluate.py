@@ -9,6 +9,7 @@ memory in bytes:
 
 seconds             the median of the in-process runs after the first: reading dataset and checkpoint, arranging the
                     history, forecasts and ranks, without compilation; first_seconds is the first run, with it
+queries             of the split; distinct_queries of them differ in more than their answer, and are scored
 matmul_flops        of all matrix products of a run, in the traced programs, padding included
 matmul_rate         FLOP/s of a large float32 matrix product in this run; fraction_of_rate is matmul_flops over
                     seconds, over this
@@ -79,12 +80,15 @@ class Evaluation:
 
         first, *others = (timed(self._run) for _ in range(repeats + 1))
         device, memory = jax.devices()[0], peak_memory(jax.devices()[0])
-        seconds, flops, rate = statistics.median(others), self._matmul_flops(), matmul_rate(device)
+        times = self._queries()
+        seconds, flops, rate = statistics.median(others), self._matmul_flops(times), matmul_rate(device)
         return {
             "device": device.device_kind,
             "seconds": seconds,
             "all_seconds": others,
             "first_seconds": first,
+            "queries": sum(map(len, times.values())),
+            "distinct_queries": sum(len(np.unique(queries[:, :2], axis=0)) for queries in times.values()),
             "matmul_flops": flops,
             "matmul_rate": rate,
             "fraction_of_rate": flops / seconds / rate,
@@ -103,26 +107,34 @@ class Evaluation:
         model = self._load()
         evaluate(model.forecaster(), model.dataset, split=self._split, known_entities=model.known_entities)
 
-    def _matmul_flops(self) -> int:
-        """One evolution a timestamp, and blocks of as many queries as the evaluator scores at once."""
+    def _queries(self) -> dict[int, np.ndarray]:
+        from geopol_tkg.data.dataset import Dataset
+        from geopol_tkg.evaluation.queries import timestamps
+
+        dataset = Dataset.load(self._dataset)
+        return dict(timestamps(dataset.facts_of(self._split), dataset.num_relations))
+
+    def _matmul_flops(self, times: dict[int, np.ndarray]) -> int:
+        """One evolution a timestamp, and the blocks that the evaluator asks."""
         import jax
         from counting import matmul_flops
 
         from geopol_tkg.evaluation.evaluator import default_block_size
+        from geopol_tkg.evaluation.queries import query_blocks
 
         model = self._load()
         forecaster = model.forecaster()
-        times, facts = np.unique(model.dataset.facts_of(self._split)[:, 3], return_counts=True)
         block_size = default_block_size(model.dataset.num_entities)
+        asked = sum(len(list(query_blocks(queries, block_size))) for queries in times.values())
         ids = np.zeros(block_size, np.int32)
 
         def scored(num_blocks: int) -> list[Any]:
-            score = forecaster.at(int(times[0]))
+            score = forecaster.at(min(times))
             return [score(ids, ids) for _ in range(num_blocks)]
 
         one, two = (matmul_flops(jax.make_jaxpr(scored, static_argnums=0)(count)) for count in (1, 2))
         block, evolution = two - one, 2 * one - two
-        return len(times) * evolution + int(np.ceil(2 * facts / block_size).sum()) * block
+        return len(times) * evolution + asked * block
 
 
 if __name__ == "__main__":

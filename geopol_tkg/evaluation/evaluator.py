@@ -1,10 +1,10 @@
 """Walks a split in time order and ranks every query, by the protocol of the documentation.
 
-For each timestamp the forecaster scores all entities for every fact in both directions; other true
-answers are filtered out, and the target is ranked among the rest. JAX scores are ranked on their device.
+For each timestamp the forecaster scores all entities for every fact in both directions, once for facts that differ in
+their answer alone; other true answers are filtered out, and the target is ranked among the rest. JAX scores are ranked
+on their device.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,13 +16,14 @@ from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.history import HistoryIndex
 from geopol_tkg.errors import DataError, GeopolTkgError
 from geopol_tkg.evaluation.calibration import Probabilities, first_candidates
+from geopol_tkg.evaluation.queries import MOST_ANSWERS, QueryBlock, query_blocks, timestamps
 from geopol_tkg.evaluation.ranking import rank_counts, ranks, target_scores
 from geopol_tkg.evaluation.results import Ranks
 from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
 
 _MOST_QUERIES, _FEWEST_QUERIES, _MOST_SCORES = 256, 16, 1 << 24
 _FIRST = 3  # row of the first candidate, then of whether it is the target; below rank, score, excluded candidates
-_FEWEST_PAIRS, _MORE_PAIRS = 4096, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
+_FEWEST_PAIRS, _MORE_PAIRS = 16384, 8  # padded lists of excluded pairs have few lengths, so that few shapes compile
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
@@ -50,7 +51,8 @@ def evaluate(
     Args:
         filter: which other true answers are no candidates: those of the same time, of any time, none.
         temperature: of a forecaster whose scores are log-probabilities, to measure these too; ranks know none.
-        block_size: queries scored at once; blocks are padded to it. By default :func:`default_block_size`.
+        block_size: distinct ``(s, r, ?)`` scored at once; blocks are padded to it. By default
+            :func:`default_block_size`.
         known_entities: bool [n], what the forecaster was trained on; by default, what train facts name.
         should_stop: asked before each block.
         progress: called with the queries done and their total after each timestamp.
@@ -72,10 +74,9 @@ def evaluate(
     for time, queries in timestamps(facts, dataset.num_relations):
         score = forecaster.at(time)
         blocks = []
-        for start in range(0, len(queries), block_size):
+        for block in query_blocks(queries, block_size):
             _check(should_stop)
-            block = queries[start : start + block_size]
-            blocks.append(_rank_block(score, block, block_size, answers, temperature))
+            blocks.append((block, *_rank_block(score, block, queries[block.place], answers, temperature)))
         found = _gather(blocks, f"{forecaster.name} at {dataset.time_axis.label(time)}")
         if temperature is not None:
             found[_FIRST] = found[_FIRST] == queries[:, 2]
@@ -95,15 +96,8 @@ def evaluate(
 
 
 def default_block_size(num_entities: int) -> int:
-    """Queries scored at once: 256, or fewer where there are so many entities that their scores need the room."""
+    """Distinct ``(s, r, ?)`` scored at once: 256, or fewer where so many entities are that scores need the room."""
     return max(_FEWEST_QUERIES, min(_MOST_QUERIES, _MOST_SCORES // num_entities))
-
-
-def timestamps(facts: np.ndarray, num_relations: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Each time index with its queries ``(s, r, o, t)`` in both directions, objects first: int32 [q, 4]."""
-    times, starts = np.unique(facts[:, 3], return_index=True)
-    for time, part in zip(times.tolist(), np.split(facts, starts[1:]), strict=True):
-        yield time, with_inverses(part, num_relations)
 
 
 def _check(should_stop: Callable[[], bool] | None) -> None:
@@ -116,10 +110,9 @@ def _blocks(
 ) -> Iterator[Block]:
     """What a forecaster will be asked."""
     for time, queries in timestamps(facts, num_relations):
-        for start in range(0, len(queries), block_size):
+        for block in query_blocks(queries, block_size):
             _check(should_stop)
-            subjects, relations, *_ = padded(queries[start : start + block_size], block_size).T
-            yield Block(time, subjects, relations)
+            yield Block(time, block.subjects, block.relations)
 
 
 class _Answers:
@@ -151,69 +144,69 @@ def _timeless(facts: np.ndarray) -> np.ndarray:
     return np.unique(facts * np.array([1, 1, 1, 0], facts.dtype), axis=0)
 
 
-def padded(queries: np.ndarray, block_size: int) -> np.ndarray:
-    """Queries [b, 4], filled up by the first one again: [block_size, 4]."""
-    return np.concatenate([queries, np.repeat(queries[:1], block_size - len(queries), axis=0)])
-
-
 def _rank_block(
-    score: ScoreFunction, queries: np.ndarray, block_size: int, answers: _Answers, temperature: float | None
-) -> tuple[int, Any, np.ndarray]:
-    """Number of queries, what :func:`_count` finds [block_size] and numbers of excluded candidates [b]."""
+    score: ScoreFunction, block: QueryBlock, queries: np.ndarray, answers: _Answers, temperature: float | None
+) -> tuple[tuple[Any, ...], np.ndarray]:
+    """What is counted of a block's queries [q, 4] and of its rows, and numbers of excluded candidates [q].
+
+    The former: candidates above and equal to the target, the target's score, [q] or more; whether a score is NaN, [b].
+    With a temperature also what :func:`first_candidates` finds, of rows.
+    """
     rows, columns = answers.others(queries)
-    subjects, relations, targets, _ = padded(queries, block_size).T
-    scores = score(subjects, relations)
+    scores = score(block.subjects, block.relations)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(scores, jax.Array):
-        counted = _device_counter()(scores, targets, *_padded(rows, columns, block_size), temperature)
+        counted = _count_on_device(scores, block.row, queries[:, 2], rows, columns, temperature)
     else:
-        excluded = np.zeros(scores.shape, bool)
-        excluded[rows, columns] = True
-        counted = _count(scores, targets, excluded, temperature)
-    return len(queries), counted, np.bincount(rows, minlength=len(queries))
+        counted = _count(scores, block.row, queries[:, 2], rows, columns, temperature)
+    return counted, np.bincount(rows, minlength=len(queries))
 
 
-def _count(scores: Any, targets: Any, excluded: Any, temperature: Any) -> tuple[Any, ...]:
-    """Candidates above and equal to the target, the target's score, whether a score is NaN: four [b].
-
-    With a temperature also what :func:`first_candidates` finds.
-    """
-    is_nan = (scores != scores).any(axis=1)
-    counted = *rank_counts(scores, targets, excluded), target_scores(scores, targets), is_nan
-    return counted if temperature is None else (*counted, *first_candidates(scores, temperature))
-
-
-@functools.cache
-def _device_counter() -> Callable[..., Any]:
-    """:func:`_count` for JAX arrays, with excluded pairs instead of a mask; rows out of range are padding."""
-    import jax
-    import jax.numpy as jnp
-
-    def count(scores: Any, targets: Any, rows: Any, columns: Any, temperature: Any) -> tuple[Any, ...]:
-        excluded = jnp.zeros(scores.shape, bool).at[rows, columns].set(True, mode="drop")
-        return _count(scores, targets, excluded, temperature)
-
-    return jax.jit(count)
+def _count(
+    scores: Any, row: np.ndarray, targets: np.ndarray, rows: np.ndarray, columns: np.ndarray, temperature: float | None
+) -> tuple[Any, ...]:
+    parts = []
+    for start in range(0, len(row), len(scores)):
+        part = slice(start, start + len(scores))
+        own = scores[row[part]]
+        inside = (start <= rows) & (rows < part.stop)
+        excluded = np.zeros(own.shape, bool)
+        excluded[rows[inside] - start, columns[inside]] = True
+        parts.append((*rank_counts(own, targets[part], excluded), target_scores(own, targets[part])))
+    of_queries = map(np.concatenate, zip(*parts, strict=True))
+    of_rows = () if temperature is None else first_candidates(scores, temperature)
+    return (*of_queries, (scores != scores).any(axis=1), *of_rows)
 
 
-def _padded(rows: np.ndarray, columns: np.ndarray, out_of_range: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs padded to one of few lengths with rows that do not exist."""
+def _count_on_device(
+    scores: Any, row: np.ndarray, targets: np.ndarray, rows: np.ndarray, columns: np.ndarray, temperature: float | None
+) -> tuple[Any, ...]:
+    """:func:`_count` of JAX scores, padded to few sizes, so that few programs are compiled."""
+    from geopol_tkg.evaluation.device import count
+
+    most = MOST_ANSWERS * len(scores)
     size = _FEWEST_PAIRS
     while size < len(rows):
         size *= _MORE_PAIRS
-    padding = size - len(rows)
-    return (
-        np.pad(rows, (0, padding), constant_values=out_of_range).astype(np.int32),
-        np.pad(columns, (0, padding)).astype(np.int32),
-    )
+    queries = (_filled(row, most, 0), _filled(targets, most, 0))
+    pairs = (_filled(rows, size, most), _filled(columns, size, 0))
+    return count(scores, *queries, *pairs, np.int32(len(row)), temperature)
 
 
-def _gather(blocks: list[tuple[int, Any, np.ndarray]], place: str) -> np.ndarray:
+def _filled(values: np.ndarray, size: int, value: int) -> np.ndarray:
+    return np.pad(values, (0, size - len(values)), constant_values=value).astype(np.int32)
+
+
+def _gather(blocks: list[tuple[QueryBlock, tuple[Any, ...], np.ndarray]], place: str) -> np.ndarray:
     """Rank, target score, number of excluded candidates, then what else was counted: float64 [3 or 7, q]."""
     parts = []
-    for size, counted, excluded in blocks:
-        greater, equal, score, is_nan, *more = (np.asarray(array)[:size] for array in counted)
+    for block, counted, excluded in blocks:
+        greater, equal, score = (np.asarray(array)[: len(block.row)] for array in counted[:3])
+        is_nan, *more = (np.asarray(array)[block.row] for array in counted[3:])
         if is_nan.any():
             raise ScoreError(f"{place}: NaN among the scores of {int(is_nan.sum())} queries; nothing to rank")
         parts.append(np.stack([ranks(greater, equal), score, excluded, *more], dtype=np.float64))
-    return np.concatenate(parts, axis=1)
+    found = np.concatenate(parts, axis=1)
+    in_order = np.empty_like(found)
+    in_order[:, np.concatenate([block.place for block, *_ in blocks])] = found
+    return in_order

@@ -12,7 +12,8 @@ import numpy as np
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.errors import DataError
-from geopol_tkg.evaluation.evaluator import Interrupted, default_block_size, padded, timestamps
+from geopol_tkg.evaluation.evaluator import Interrupted, default_block_size
+from geopol_tkg.evaluation.queries import query_blocks, timestamps
 from geopol_tkg.models.base import Forecaster
 
 LOWEST, HIGHEST = 0.01, 100.0
@@ -87,16 +88,14 @@ def _ask(
         if not len(asked):
             continue
         score = forecaster.at(time)
-        for start in range(0, len(asked), block_size):
+        for block in query_blocks(asked, block_size):
             if should_stop is not None and should_stop():
                 raise Interrupted
-            block = asked[start : start + block_size]
-            part = slice(done, done + len(block))
-            subjects, relations, *_ = padded(block, block_size).T
-            found = np.asarray(score(subjects, relations))[: len(block)]
-            np.maximum(found, _IMPOSSIBLE, out=scores[part])
-            targets[part] = block[:, 2]
-            done += len(block)
+            part = slice(done, done + len(block.row))
+            found = np.asarray(score(block.subjects, block.relations))
+            np.maximum(found[block.row], _IMPOSSIBLE, out=scores[part])
+            targets[part] = asked[block.place, 2]
+            done += len(block.row)
         if progress is not None:
             progress(done, len(scores))
     return scores, targets

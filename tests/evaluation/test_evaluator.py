@@ -67,11 +67,13 @@ def test_ranks_are_those_of_a_naive_evaluation(rows, filter, block_size):
 
 
 @pytest.mark.parametrize("filter", ["time", "static", "raw"])
-def test_jax_scores_get_the_same_ranks(filter):
+@pytest.mark.parametrize("block_size", [1, 8, 64])
+def test_jax_scores_get_the_same_ranks(filter, block_size):
     rng = np.random.default_rng(3)
-    dataset = make_dataset(map(tuple, rng.integers(0, [N, R, N, 7], (60, 4)).tolist()))
-    on_host = evaluate(table_forecaster(), dataset, filter=filter, block_size=8)
-    on_device = evaluate(table_forecaster(wrap=jnp.asarray), dataset, filter=filter, block_size=8)
+    n = 40  # as many answers as one block has no room for
+    dataset = make_dataset([*map(tuple, rng.integers(0, [3, R, n, 7], (900, 4)).tolist())], n=n)
+    on_host = evaluate(table_forecaster(n=n), dataset, filter=filter, block_size=block_size)
+    on_device = evaluate(table_forecaster(n=n, wrap=jnp.asarray), dataset, filter=filter, block_size=block_size)
     for name in ("rank", "score", "num_candidates"):
         np.testing.assert_array_equal(getattr(on_host, name), getattr(on_device, name))
 
@@ -164,6 +166,18 @@ def test_blocks_have_one_shape():
 
     evaluate(SimpleNamespace(name="flat", horizon=None, at=lambda _: score), dataset, block_size=16)
     assert shapes == {((16,), (16,))}
+
+
+def test_queries_that_differ_in_their_answer_alone_are_scored_once():
+    dataset, asked = make_dataset([(0, 0, 1, 0), (0, 0, 1, 5), (0, 0, 2, 5), (3, 0, 2, 5)]), []
+
+    def score(subjects, relations):
+        asked.extend(zip(subjects.tolist(), relations.tolist(), strict=True))
+        return np.zeros((len(subjects), N))
+
+    found = evaluate(SimpleNamespace(name="flat", horizon=None, at=lambda _: score), dataset, block_size=1)
+    assert sorted(asked) == [(0, 0), (1, 2), (2, 2), (3, 0)]
+    assert len(found.rank) == 6
 
 
 def test_times_are_asked_once_ascending_and_only_of_the_split():

@@ -220,6 +220,7 @@ class TrainingRun:
         elif self._leaves_another_best(result, completed=completed):
             remove_checkpoint(self.files.best)  # what an overwritten run left would pass for this one's
         if completed:
+            self.memory.sample()  # an epoch that was resumed behind its last step had none yet
             logger.log(result.standing.epoch, self._metrics(result))
             self.memory.new_epoch()
         interval_over = completed and result.standing.epoch % self.config.checkpoint_interval == 0

@@ -99,6 +99,7 @@ def test_interrupted_during_validation_and_resumed(finished, monkeypatch):
     call(*TRAIN, "--epochs", "3", "--resume")
     assert_same_arrays(before, arrays_of(LAST))
     assert [steady(record) for record in records()] == [steady(record) for record in metrics]
+    assert all(record["system/rss_mb"] > 0 for record in records())  # of the first, whose steps were done before, too
 
 
 def test_a_signal_between_epochs_doubles_none(world, monkeypatch):

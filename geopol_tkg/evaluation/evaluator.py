@@ -152,44 +152,53 @@ def _rank_block(
     The former: candidates above and equal to the target, the target's score, [q] or more; whether a score is NaN, [b].
     With a temperature also what :func:`first_candidates` finds, of rows.
     """
-    rows, columns = answers.others(queries)
+    excluded, candidates = answers.others(queries)
     scores = score(block.subjects, block.relations)
     jax = sys.modules.get("jax")
-    if jax is not None and isinstance(scores, jax.Array):
-        counted = _count_on_device(scores, block.row, queries[:, 2], rows, columns, temperature)
-    else:
-        counted = _count(scores, block.row, queries[:, 2], rows, columns, temperature)
-    return counted, np.bincount(rows, minlength=len(queries))
+    count = _count_on_device if jax is not None and isinstance(scores, jax.Array) else _count
+    counted = count(scores, block.row, queries[:, 2], excluded, candidates, temperature)
+    return counted, np.bincount(excluded, minlength=len(queries))
 
 
 def _count(
-    scores: Any, row: np.ndarray, targets: np.ndarray, rows: np.ndarray, columns: np.ndarray, temperature: float | None
+    scores: Any,
+    row: np.ndarray,
+    targets: np.ndarray,
+    excluded: np.ndarray,
+    candidates: np.ndarray,
+    temperature: float | None,
 ) -> tuple[Any, ...]:
+    """What :func:`_rank_block` says, of queries [q] that ask a row of scores each; and what is excluded of each."""
     parts = []
     for start in range(0, len(row), len(scores)):
         part = slice(start, start + len(scores))
         own = scores[row[part]]
-        inside = (start <= rows) & (rows < part.stop)
-        excluded = np.zeros(own.shape, bool)
-        excluded[rows[inside] - start, columns[inside]] = True
-        parts.append((*rank_counts(own, targets[part], excluded), target_scores(own, targets[part])))
+        inside = (start <= excluded) & (excluded < part.stop)
+        mask = np.zeros(own.shape, bool)
+        mask[excluded[inside] - start, candidates[inside]] = True
+        parts.append((*rank_counts(own, targets[part], mask), target_scores(own, targets[part])))
     of_queries = map(np.concatenate, zip(*parts, strict=True))
     of_rows = () if temperature is None else first_candidates(scores, temperature)
     return (*of_queries, (scores != scores).any(axis=1), *of_rows)
 
 
 def _count_on_device(
-    scores: Any, row: np.ndarray, targets: np.ndarray, rows: np.ndarray, columns: np.ndarray, temperature: float | None
+    scores: Any,
+    row: np.ndarray,
+    targets: np.ndarray,
+    excluded: np.ndarray,
+    candidates: np.ndarray,
+    temperature: float | None,
 ) -> tuple[Any, ...]:
     """:func:`_count` of JAX scores, padded to few sizes, so that few programs are compiled."""
     from geopol_tkg.evaluation.device import count
 
     most = MOST_ANSWERS * len(scores)
     size = _FEWEST_PAIRS
-    while size < len(rows):
+    while size < len(excluded):
         size *= _MORE_PAIRS
     queries = (_filled(row, most, 0), _filled(targets, most, 0))
-    pairs = (_filled(rows, size, most), _filled(columns, size, 0))
+    pairs = (_filled(excluded, size, most), _filled(candidates, size, 0))
     return count(scores, *queries, *pairs, np.int32(len(row)), temperature)
 
 

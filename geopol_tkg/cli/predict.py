@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @app.command("predict")
 def command(
     entity: Annotated[str, typer.Argument(metavar="SUBJECT", help="Entity label; the object with --object.")],
-    relation: Annotated[str, typer.Argument(help="Relation label.")],
+    relation: Annotated[str, typer.Argument(metavar="RELATION", help="Relation label.")],
     checkpoint: Annotated[
         str | None,
         typer.Option(

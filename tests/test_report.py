@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import typer
 from cli_helpers import call, listing
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_world import make_checkpoint, make_config, make_dataset
 
@@ -255,6 +255,8 @@ def test_names_tell_runs_apart(runs, names):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), st.booleans(), st.booleans())
+@example([5e-324], True, False)
+@example([0.0, 2e-323], False, True)
 def test_axes_hold_their_values(values, from_zero, snug):
     axis = linear_axis("x", values, from_zero=from_zero, snug=snug)
     assert all(-1e-6 <= axis.place(value) <= 1 + 1e-6 for value in values)

@@ -62,7 +62,7 @@ def linear_axis(
     """
     low, high = min(values), max(values)
     low = min(low, 0.0) if from_zero else low
-    if low == high:
+    if high - low < 1e-300:  # nothing, or so little that a fifth of it may not be a number
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
     step = _round_step((high - low) / 5)
     step = max(step, 1.0) if integers else step

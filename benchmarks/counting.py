@@ -20,23 +20,29 @@ _CALLED = re.compile(r"calls=%?([\w.-]+)")
 _SCOPES = re.compile(r'op_name="([^"]*)"')
 
 
-def matmul_flops(program: ClosedJaxpr | Jaxpr, *, trip_count: int | None = None) -> int:
+def matmul_flops(program: ClosedJaxpr | Jaxpr, *, trip_count: Callable[[str], int] | None = None) -> int:
     """Multiplications and additions of all matrix products and convolutions of a traced program.
 
     XLA's own count takes the body of a loop once and a library call for nothing; here a scan counts as
     often as it runs, and a branch as its larger side.
 
     Args:
-        trip_count: of each loop whose length the program finds out when it runs.
+        trip_count: of a loop whose length the program finds out when it runs, by the named scopes around it.
 
     Raises:
         ValueError: a product stands in such a loop and ``trip_count`` is not given.
     """
+    return _flops(program, trip_count, "")
+
+
+def _flops(program: ClosedJaxpr | Jaxpr, trip_count: Callable[[str], int] | None, scopes: str) -> int:
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return sum(_equation_flops(equation, trip_count) for equation in jaxpr.eqns)
+    return sum(
+        _equation_flops(equation, trip_count, f"{scopes}/{equation.source_info.name_stack}") for equation in jaxpr.eqns
+    )
 
 
-def _equation_flops(equation: Any, trip_count: int | None) -> int:
+def _equation_flops(equation: Any, trip_count: Callable[[str], int] | None, scopes: str) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
@@ -45,13 +51,13 @@ def _equation_flops(equation: Any, trip_count: int | None) -> int:
     if name == "conv_general_dilated":
         kernel, numbers = equation.invars[1].aval, parameters["dimension_numbers"]
         return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
-    inside = [matmul_flops(part, trip_count=trip_count) for part in _parts(parameters)]
+    inside = [_flops(part, trip_count, scopes) for part in _parts(parameters)]
     if name == "cond":
         return max(inside)
     if name == "while" and any(inside):
         if trip_count is None:
             raise ValueError("a matrix product in a while loop: how often it runs is not known")
-        return sum(inside) * trip_count
+        return sum(inside) * trip_count(scopes)
     return sum(inside) * parameters.get("length", 1) if name == "scan" else sum(inside)
 
 

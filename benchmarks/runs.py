@@ -98,7 +98,7 @@ class Steps:
         self._data = run._data
         self._key = jax.random.key(run.config.seed)
         self._programs: dict[int, Program] = {}
-        self._flops: dict[tuple[int, int], int] = {}  # by shape and number of blocks
+        self._flops: dict[tuple[int, ...], int] = {}  # by shape and number of blocks of each task
         self._loss = math.nan
 
     def rate(self) -> float:
@@ -123,9 +123,16 @@ class Steps:
         """Of the matrix products in step ``index``, padding of its blocks included; compiles nothing."""
         number = int(self.plan.shape_of[index])
         shape = self.plan.shapes[number]
-        key = number, math.ceil(self.plan.counts[index] / (shape.queries // shape.blocks))
+        blocks = {
+            task: math.ceil(getattr(self.plan, task).counts[index] * padded.blocks / padded.queries)
+            for task, padded in (("entity", shape.entity), ("relation", shape.relation))
+        }
+        key = (number, *blocks.values())
         if key not in self._flops:
-            self._flops[key] = matmul_flops(self._trace(number).jaxpr, trip_count=key[1])
+            self._flops[key] = matmul_flops(
+                self._trace(number).jaxpr,
+                trip_count=lambda scopes: blocks["relation" if "relation_task" in scopes else "entity"],
+            )
         return self._flops[key]
 
     def _trace(self, number: int) -> Any:
@@ -178,6 +185,12 @@ class DatasetSteps(Steps):
             jax.config.update("jax_default_matmul_precision", "highest")
         self._run = open_run(Dataset.load(Path(dataset)), settings, Path(folder))
         super().__init__(self._run)
+
+    def asked(self) -> dict[str, int]:
+        """Queries of an epoch, and how many are distinct in their step and task."""
+        plan = self.plan
+        distinct = {"entity": len(plan.entity.pairs), "relation": len(plan.relation.pairs)}
+        return {"queries": len(plan.queries), **{f"distinct_{task}_queries": count for task, count in distinct.items()}}
 
     def plan_shapes(self) -> list[int]:
         """Number of the shape that each step of an epoch takes."""

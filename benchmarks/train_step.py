@@ -9,6 +9,8 @@ is no TF32 on a GPU. The jitted side asks for huge pages as the commands do, the
 itself; where GLIBC_TUNABLES is set, both run with that. First they prove, without dropout and in float32, that they
 compute the same loss from the same weights (to 1e-4). Prints one JSON object; times in seconds, memory in bytes:
 
+queries             of an epoch, facts in both directions; distinct_entity_queries and distinct_relation_queries of
+                    them are asked by the jitted side, all by the other
 check               losses of three successive steps on both sides, and their relative difference at the first
 ratio               eager over jitted time: of the medians, of the totals, of an epoch
 epoch_seconds       all steps of an epoch: per shape, the mean of the timed steps times the number of steps
@@ -118,6 +120,7 @@ def compare(jitted: Worker, eager: Worker, num_steps: int, seed: int) -> dict[st
     return {
         "device": jitted.call("device_kind"),
         "steps_per_epoch": len(shape_of),
+        **jitted.call("asked"),
         "timed_steps": chosen.tolist(),
         "counted_steps": counted,
         "ratio": {key: results["torch"][name] / results["jax"][name] for key, name in names.items()},

@@ -70,13 +70,18 @@ def test_products_are_counted_as_often_as_they_run(benchmark_modules):
 def test_a_loop_of_unknown_length_is_not_counted_as_one(benchmark_modules):
     from counting import matmul_flops
 
-    def program(x):
+    def loop(x):
         return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ y, x)
+
+    def program(x):
+        with jax.named_scope("first"):
+            x = jax.jit(loop)(x)
+        return loop(x)
 
     jaxpr = jax.make_jaxpr(program)(jnp.ones((2, 2)))
     with pytest.raises(ValueError, match="how often"):
         matmul_flops(jaxpr)
-    assert matmul_flops(jaxpr, trip_count=3) == 3 * 2 * 2 * 2 * 2
+    assert matmul_flops(jaxpr, trip_count=lambda scopes: 3 if "first" in scopes else 5) == (3 + 5) * 2 * 2 * 2 * 2
 
 
 def test_operations_with_a_product_are_found_inside_fusions(benchmark_modules):

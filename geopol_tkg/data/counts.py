@@ -137,7 +137,7 @@ class CountSizes:
     """How much each query finds in the tables: what the padded sizes on a device follow from."""
 
     def __init__(self, tables: CountTables, *, num_relations: int) -> None:
-        self._num_relations = num_relations
+        self._num_relations, self._met = num_relations, tables.objects
         subjects = np.repeat(np.arange(len(tables.row_starts) - 1, dtype=np.int64), np.diff(tables.row_starts))
         self._rows = subjects * 2 * num_relations + tables.row_relations
         self._objects, self._triples, self._answers = (
@@ -145,27 +145,28 @@ class CountSizes:
             for part in (tables.objects, tables.triples, tables.answers)
         )
 
-    def of(
-        self, subjects: np.ndarray, relations: np.ndarray, times: np.ndarray | int, *, with_answers: bool = False
-    ) -> np.ndarray:
-        """Entities met by the subjects before the times, objects of their rows and of their relations: int32 [3, b].
-
-        Args:
-            with_answers: objects that the rows have at the times themselves are counted, too.
-        """
+    def of(self, subjects: np.ndarray, relations: np.ndarray, times: np.ndarray | int) -> np.ndarray:
+        """Entities met by the subjects before the times, objects of their rows and of their relations: int32 [3, b]."""
         wanted = subjects.astype(np.int64) * 2 * self._num_relations + relations
         row = np.searchsorted(self._rows, wanted)
         is_there = self._rows[np.minimum(row, len(self._rows) - 1)] == wanted
         times = np.broadcast_to(times, subjects.shape)
         parts = (
             (self._objects, subjects, times),
-            (self._triples, row, times + with_answers),
+            (self._triples, row, times),
             (self._answers, relations, times),
         )
         met, repeated, answers = (
             index.slices(keys, np.full_like(times, np.iinfo(np.int32).min), end) @ [-1, 1] for index, keys, end in parts
         )
         return np.stack([met, np.where(is_there, repeated, 0), answers]).astype(np.int32)
+
+    def ranks(self, subjects: np.ndarray, objects: np.ndarray) -> np.ndarray:
+        """Which of the entities that its subject ever meets each object is, in the order of meeting: int32 [b]."""
+        meetings = _groups(self._met) << 32 | self._met.members
+        order = np.argsort(meetings)
+        found = np.searchsorted(meetings, subjects.astype(np.int64) << 32 | objects, sorter=order)
+        return (order[found] - self._met.starts[subjects]).astype(np.int32)
 
 
 def _first_seen(

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.models.layers import uniform
-from geopol_tkg.models.past import CountShape, Entries, Past, Popularity, answer_of, look_up, other_answers
+from geopol_tkg.models.past import TILE, CountShape, Entries, Past, Popularity, answer_of, look_up
 
 HIDDEN, POPULARITY_HIDDEN, RELATION_DIM = 32, 16, 8
 LEAST_REST = 1e-5  # share of a float32 sum that is known well once other terms are taken away
@@ -53,6 +53,20 @@ class Scores(NamedTuple):
     answers: Array
 
 
+class Truths(NamedTuple):
+    """What is true at the time of queries.
+
+    Attributes:
+        query: int32 [h], ascending; b = padding.
+        objects: int32 [h].
+        ranks: int32 [h], which of the entities that the subject ever meets each is, in the order of meeting.
+    """
+
+    query: Array
+    objects: Array
+    ranks: Array
+
+
 class CountModel(nnx.Module):
     """Learned weights of counts, which are looked up in :class:`CountTables`; and the country of each entity."""
 
@@ -72,21 +86,10 @@ class CountModel(nnx.Module):
         self.last_relation = nnx.Param(jnp.zeros((r2, 2 * RELATION_DIM)))
         self.compatriots = Compatriots(config, key=next(keys)) if config.num_countries else None
 
-    def nll(
-        self,
-        past: Past,
-        subjects: Array,
-        relations: Array,
-        targets: Array,
-        shape: CountShape,
-        *,
-        filtered: bool = False,
-    ) -> Array:
-        """Negative log-likelihood [b] of targets int32 [b]; a padded query has subject n.
+    def nll(self, past: Past, subjects: Array, relations: Array, truths: Truths, shape: CountShape) -> Array:
+        """Negative log-likelihood [h] of truths; a padded query has subject n.
 
-        Args:
-            filtered: a query's other true objects at its time are no candidates, as in evaluation; the shape must
-                have room for triples that are first seen at that time, too.
+        A query's other truths are no candidates, as in evaluation.
         """
         common, entries = look_up(past, subjects, relations, shape, self.config)
         popularity = self._popularity(common)
@@ -95,29 +98,26 @@ class CountModel(nnx.Module):
         score = jnp.where(entries.valid, base + self._history(common, entries), -jnp.inf)
         base = self._unmet(common, popularity, subjects, query[:, None], entries.objects, entries.answer)
         base = jnp.where(entries.valid, base, -jnp.inf)
-        candidate = score
         unmet = self._log_totals(common, popularity, subjects)
         top = jnp.maximum(unmet, _per_query(jnp.max(score, axis=1), entries.query, len(subjects), jax.ops.segment_max))
         top = jax.lax.stop_gradient(top)
-        new = jnp.zeros(len(subjects))
-        if filtered:
-            others = other_answers(past, common, entries, subjects, relations, targets, shape)
-            candidate = jnp.where(others.is_entry, -jnp.inf, score)
-            own = jnp.minimum(others.owners, len(subjects) - 1)
-            popular = self._unmet(common, popularity, subjects, own, others.objects, others.answer)
-            popular = jnp.where(others.is_new, jnp.exp(popular - top[own]), 0)
-            new = _per_query(popular, others.owners, len(subjects), jax.ops.segment_sum)
-        sums = jnp.stack([jnp.sum(jnp.exp(part - top[query][:, None]), axis=1) for part in (candidate, base)], axis=1)
+
+        own = jnp.minimum(truths.query, len(subjects) - 1)
+        answer = answer_of(past.tables, common, common.relation_of[own], truths.objects)
+        popular = self._unmet(common, popularity, subjects, own, truths.objects, answer)
+        is_met = truths.ranks < entries.lengths[own]
+        entry = jnp.where(is_met, entries.first_tiles[own] * TILE + truths.ranks, score.size)
+        true_score = jnp.where(is_met, score.reshape(-1).at[entry].get(mode="clip"), popular)
+        is_real = truths.query < len(subjects)
+        is_true = jnp.zeros(score.size, bool).at[jnp.where(is_real, entry, score.size)].set(True, mode="drop")
+        false = jnp.where(is_true.reshape(score.shape), -jnp.inf, score)
+
+        sums = jnp.stack([jnp.sum(jnp.exp(part - top[query][:, None]), axis=1) for part in (false, base)], axis=1)
         met, replaced = _per_query(sums, entries.query, len(subjects), jax.ops.segment_sum).T
-        replaced += new
-        total = _rest(jnp.exp(unmet - top), replaced) + met
-        is_target = entries.valid & (entries.objects == targets[query][:, None])
-        hits = jnp.stack([jnp.sum(jnp.where(is_target, part, 0.0), axis=1) for part in (score, 1.0)], axis=1)
-        own, is_met = _per_query(hits, entries.query, len(subjects), jax.ops.segment_sum).T
-        answer = answer_of(past.tables, common, common.relation_of, targets)
-        popular = self._unmet(common, popularity, subjects, jnp.arange(len(subjects)), targets, answer)
-        target_score = jnp.where(is_met > 0, own, popular)
-        return jnp.log(total) + top - target_score
+        new = jnp.where(is_met, 0, jnp.exp(popular - top[own]))
+        replaced += _per_query(new, truths.query, len(subjects), jax.ops.segment_sum)
+        others = _rest(jnp.exp(unmet - top), replaced) + met
+        return jnp.log(others[own] + jnp.exp(true_score - top[own])) + top[own] - true_score
 
     def scores(self, past: Past, subjects: Array, relations: Array, shape: CountShape) -> Array:
         """Scores of every entity, up to a constant of the query: [b, n]; a padded query has subject n."""

@@ -17,15 +17,15 @@ from geopol_tkg.models.layers import (
     add_bias,
     dot,
     dropout,
-    masked_moments,
     merged,
     split_key,
     uniform,
+    weighted_moments,
 )
 
 
 class Queries(NamedTuple):
-    """Padded queries of one time.
+    """Padded queries of one time; in training each is there once, however many answers it has.
 
     For the entity task ``first`` is the subject and ``second`` the relation, with ``(s, r, ?)`` asked;
     for the relation task ``first`` is the subject and ``second`` the object, with ``(s, ?, o)`` asked.
@@ -34,8 +34,13 @@ class Queries(NamedTuple):
     first: Array  # int32 [b]
     second: Array  # int32 [b]
     seen: Array  # int32 [b, 2], slices of the history vocabulary's targets
-    mask: Array  # bool [b], False for padding
+    weight: Array  # int32 [b], facts that ask it; 0 for padding
     row: Array  # int32 [b], number of the query in its step
+
+    @property
+    def mask(self) -> Array:
+        """Which are real: bool [b]."""
+        return self.weight > 0
 
 
 Inputs = Callable[[Queries], list[Array]]
@@ -65,7 +70,7 @@ class ConvTransE(nnx.Module):
     def __call__(
         self, queries: Queries, inputs: Inputs, *, key: Array | None, dtype: DTypeLike, num_blocks: int = 1
     ) -> Array:
-        """Vectors [b, d] of queries; a key means training, on the statistics of all real queries.
+        """Vectors [b, d] of queries; a key means training, on the statistics of all facts' queries.
 
         Args:
             inputs: the embeddings [x, d] of x queries that are stacked as channels.
@@ -81,14 +86,16 @@ class ConvTransE(nnx.Module):
         def stacked(part: Queries) -> Array:
             return jnp.stack(inputs(part), axis=-1)
 
-        input_factor, input_offset = self.input_norm.fit(moments(lambda part: masked_moments(stacked(part), part.mask)))
+        input_factor, input_offset = self.input_norm.fit(
+            moments(lambda part: weighted_moments(stacked(part), part.weight))
+        )
 
         def patches(part: Queries) -> Array:
             x = stacked(part) * input_factor + input_offset
             return _patches(dropout(x, self.rate, input_key, part.row), width)
 
         factor, offset = self.conv_norm.fit(
-            moments(lambda part: _convolved_moments(patches(part), kernel, bias, part.mask))
+            moments(lambda part: _convolved_moments(patches(part), kernel, bias, part.weight))
         )
 
         def hidden(part: Queries) -> Array:
@@ -99,7 +106,7 @@ class ConvTransE(nnx.Module):
             return dropout(x, self.rate, hidden_key, part.row)
 
         x = map_rows(hidden, queries, num_blocks, mask=queries.mask)
-        factor, offset = self.output_norm.fit(None if key is None else masked_moments(x, queries.mask))
+        factor, offset = self.output_norm.fit(None if key is None else weighted_moments(x, queries.weight))
         return jax.nn.relu(x * factor + offset)
 
 
@@ -110,17 +117,18 @@ def _patches(x: Array, width: int) -> Array:
     return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(width)], axis=-1)
 
 
-def _convolved_moments(patches: Array, kernel: Array, bias: Array, mask: Array) -> Moments:
+def _convolved_moments(patches: Array, kernel: Array, bias: Array, weight: Array) -> Moments:
     """Moments of ``patches @ kernel + bias`` per channel, from the small covariance of the patches.
 
     ``mean = k . E[p] + b`` and ``var = k' Cov(p) k``: no pass over the [b, d, channels] output.
     """
-    count = jnp.sum(mask) * patches.shape[1]
+    count = jnp.sum(weight) * patches.shape[1]
     divisor = jnp.maximum(count, 1).astype(jnp.float32)
-    rows = jnp.where(mask[:, None, None], patches, 0).reshape(-1, patches.shape[-1])
-    mean = jnp.sum(rows, axis=0) / divisor
+    rows = patches.reshape(-1, patches.shape[-1])
+    weighted = (patches * weight[:, None, None].astype(patches.dtype)).reshape(rows.shape)
+    mean = jnp.sum(weighted, axis=0) / divisor
     with jax.default_matmul_precision("highest"):
-        covariance = rows.T @ rows / divisor - jnp.outer(mean, mean)
+        covariance = weighted.T @ rows / divisor - jnp.outer(mean, mean)
         var = jnp.sum(kernel * (covariance @ kernel), axis=0)
         return Moments(mean @ kernel + bias, jnp.maximum(var, 0), count)
 

@@ -155,7 +155,7 @@ def _log_probabilities(
     with jax.default_matmul_precision("highest"):
         network = nnx.merge(graphdef, state)
         rows = jnp.arange(queries.shape[1])
-        block = Queries(queries[0], queries[1], slices, jnp.ones(len(rows), bool), rows)
+        block = Queries(queries[0], queries[1], slices, jnp.ones_like(rows), rows)
         task = network.entity_task(evolved, time)
         prior = None if past is None or count_shape is None else Prior(past, count_shape)
         history = History(object_history, capacity, prior=prior)

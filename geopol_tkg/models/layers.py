@@ -228,7 +228,7 @@ class Moments(NamedTuple):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy, 2015) over the last axis, with masked statistics.
+    """Batch normalisation (Ioffe and Szegedy, 2015) over the last axis, with weighted statistics.
 
     Training uses the batch's own moments and moves the running ones (unbiased variance, momentum
     0.1); evaluation uses the running ones, so that every query stands alone.
@@ -261,18 +261,18 @@ class BatchNorm(nnx.Module):
         self.var[...] = (1 - rate) * self.var[...] + rate * jax.lax.stop_gradient(unbiased)
 
 
-def masked_moments(x: Array, mask: Array) -> Moments:
-    """Moments of [b, ..., c] per channel over the rows that the mask [b] keeps."""
+def weighted_moments(x: Array, weight: Array) -> Moments:
+    """Moments of [b, ..., c] per channel over rows that count as often as the weight int32 [b] says."""
     axes = tuple(range(x.ndim - 1))
     values = x.astype(widened(x.dtype))
-    weight = mask.reshape(-1, *[1] * (x.ndim - 1)).astype(values.dtype)
+    times = weight.reshape(-1, *[1] * (x.ndim - 1)).astype(values.dtype)
     width = 1
     for size in x.shape[1:-1]:
         width *= size
-    count = jnp.sum(mask) * width
+    count = jnp.sum(weight) * width
     divisor = jnp.maximum(count, 1).astype(jnp.float32)
-    mean = jnp.sum(values * weight, axis=axes) / divisor
-    var = jnp.sum(jnp.square(values - mean) * weight, axis=axes) / divisor
+    mean = jnp.sum(values * times, axis=axes) / divisor
+    var = jnp.sum(jnp.square(values - mean) * times, axis=axes) / divisor
     return Moments(mean, var, count)
 
 

@@ -51,7 +51,7 @@ class History(NamedTuple):
 
     Attributes:
         targets: int32 [h].
-        capacity: no less than the lengths of a block's slices together.
+        capacity: no less than the lengths of a block's slices together; for a sampled softmax, those of its answers.
         previous: int32 [h], where each target was last seen with the same key; for a sampled softmax.
         prior: of the entity task of a network with counts.
     """
@@ -60,6 +60,20 @@ class History(NamedTuple):
     capacity: int
     previous: Array | None = None
     prior: Prior | None = None
+
+
+class Answers(NamedTuple):
+    """What is true for queries: objects, or relations.
+
+    Attributes:
+        targets: int32 [q].
+        slices: int32 [b, 2] of the targets, each query's own.
+        capacity: no less than the answers of a block together.
+    """
+
+    targets: Array
+    slices: Array
+    capacity: int
 
 
 class Network(nnx.Module):
@@ -100,7 +114,7 @@ class Network(nnx.Module):
         self,
         task: Task,
         queries: Queries,
-        targets: Array,
+        answers: Answers,
         history: History,
         *,
         key: Array | None,
@@ -109,7 +123,7 @@ class Network(nnx.Module):
         label_smoothing: float = 0.0,
         sample: Sample | None = None,
     ) -> Array:
-        """Sum of the negative log-likelihoods of targets int32 [b] over real queries, by the batch's statistics.
+        """Sum of the negative log-likelihoods of all answers, by the batch's statistics.
 
         Args:
             num_blocks: [b, c] arrays never exist for more than a block of queries.
@@ -120,16 +134,20 @@ class Network(nnx.Module):
             vectors = self._vectors(task, queries, key=key, dtype=dtype, num_blocks=num_blocks)
 
         def block(rows: tuple[list[Array], Queries, Array]) -> Array:
-            own, part, target = rows
+            own, part, slices = rows
+            found = entries_of(answers.targets, slices, capacity=answers.capacity)
+            query = jnp.minimum(found.query, found.num_queries - 1)
             if sample is not None:
-                nll = self._sampled_nll(task, own, part, target, history, sample, dtype)
+                vectors = [vector[query] for vector in own]
+                seen = jnp.where(found.first[:, None], part.seen[query], 0)
+                nll = self._sampled_nll(task, vectors, seen, sample.number(found.target), history, sample, dtype)
             else:
                 mixture = self._mixture(task, own, part, history, dtype)
-                nll = mixture_nll(mixture, target, label_smoothing=label_smoothing)
-            return jnp.sum(jnp.where(part.mask, nll, 0))
+                nll = mixture_nll(mixture, query, found.target, label_smoothing=label_smoothing)
+            return jnp.sum(jnp.where(found.first, nll, 0))
 
         with jax.named_scope("scores"):
-            return sum_over_blocks(block, (vectors, queries, targets), num_blocks, mask=queries.mask)
+            return sum_over_blocks(block, (vectors, queries, answers.slices), num_blocks, mask=queries.mask)
 
     def _vectors(
         self, task: Task, queries: Queries, *, key: Array | None, dtype: DTypeLike, num_blocks: int
@@ -159,12 +177,13 @@ class Network(nnx.Module):
         self,
         task: Task,
         vectors: list[Array],
-        queries: Queries,
+        seen: Array,
         targets: Array,
         history: History,
         sample: Sample,
         dtype: DTypeLike,
     ) -> Array:
+        """Of targets int32 [b], one for each vector [b, d] and slice [b, 2] of the history."""
         logits = [
             jnp.concatenate(
                 [
@@ -177,7 +196,7 @@ class Network(nnx.Module):
         ]
         entries = None
         if self.uses_history:
-            entries = entries_of(history.targets, queries.seen, capacity=history.capacity, previous=history.previous)
+            entries = entries_of(history.targets, seen, capacity=history.capacity, previous=history.previous)
             entries = entries._replace(target=sample.number(entries.target))
         parts = self.sampled_parts(logits, vectors, task, targets, entries)
         return -jax.nn.logsumexp(jnp.stack([jnp.log(weight) + part for weight, part in parts]), axis=0)
@@ -189,19 +208,18 @@ def mixture_log_probabilities(mixture: list[Component]) -> Array:
     return parts[0] if len(parts) == 1 else jax.nn.logsumexp(jnp.stack(parts), axis=0)
 
 
-def mixture_nll(mixture: list[Component], targets: Array, *, label_smoothing: float = 0.0) -> Array:
-    """Negative log-likelihood of the targets [b], without a log-softmax over all candidates: [b].
+def mixture_nll(mixture: list[Component], query: Array, targets: Array, *, label_smoothing: float = 0.0) -> Array:
+    """Negative log-likelihood [a] of targets int32 [a] of queries int32 [a], without a log-softmax over all candidates.
 
     With label smoothing (Szegedy et al., CVPR 2016) all candidates share that part of the target's weight.
     """
     parts = []
     for weight, logits in mixture:
-        target = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-        parts.append(jnp.log(weight) + target - jax.nn.logsumexp(logits, axis=1))
+        parts.append(jnp.log(weight) + logits[query, targets] - jax.nn.logsumexp(logits, axis=1)[query])
     nll = -jax.nn.logsumexp(jnp.stack(parts), axis=0)
     if not label_smoothing:
         return nll
-    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(mixture_log_probabilities(mixture), axis=1)
+    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(mixture_log_probabilities(mixture), axis=1)[query]
 
 
 def history_mask(targets: Array, slices: Array, *, num_candidates: int, capacity: int) -> Array:

@@ -101,6 +101,7 @@ class Entries(NamedTuple):
         last_relation: int32 [t, TILE], of the last fact between the two.
         features: [t, TILE, 3f], of ``(s, r, o)``, and of the two in this direction and in the other.
         rows: [b, f], of ``(s, r)``.
+        lengths, first_tiles: int32 [b], each query's entries and where they begin.
     """
 
     query: Array
@@ -110,24 +111,8 @@ class Entries(NamedTuple):
     last_relation: Array
     features: Array
     rows: Array
-
-
-class OtherAnswers(NamedTuple):
-    """What else is true for each query at its time, besides its target.
-
-    Attributes:
-        is_entry: bool [t, TILE], which entries are such.
-        is_new: bool [c], which of these triples are such and no entry: the two have never met.
-        owners: int32 [c], their queries; b = padding.
-        objects: int32 [c].
-        answer: int32 [c], place among the answers; -1 = never seen with this relation.
-    """
-
-    is_entry: Array
-    is_new: Array
-    owners: Array
-    objects: Array
-    answer: Array
+    lengths: Array
+    first_tiles: Array
 
 
 def past_of(tables: CountTables, time: Array, half_lives: tuple[float, ...]) -> Past:
@@ -149,7 +134,7 @@ def look_up(
     objects, last_relations, directions, offsets = _meetings(past, slices, shape)
     lengths = (slices[:, 1] - slices[:, 0])[subject_of]
     tiles = -(-lengths // TILE)
-    query, tile, first_tiles = _spread(jnp.stack([jnp.zeros_like(tiles), tiles], axis=1), shape.tiles)
+    query, tile, first_tiles = spread(jnp.stack([jnp.zeros_like(tiles), tiles], axis=1), shape.tiles)
     own = jnp.minimum(query, size - 1)
     rank = tile[:, None] * TILE + jnp.arange(TILE)
     valid = (query < size)[:, None] & (rank < lengths[own][:, None])
@@ -165,6 +150,8 @@ def look_up(
         last_relation=last_relations[place],
         features=jnp.concatenate([repeats, directions[place + jnp.where(is_inverse, len(objects), 0)]], axis=-1),
         rows=_counts(past.tables.rows, row, past.time, past.rates)[0],
+        lengths=lengths,
+        first_tiles=first_tiles,
     )
 
 
@@ -173,7 +160,7 @@ def _popularity(past: Past, relations: Array, shape: CountShape) -> Popularity:
     padding = len(tables.answers.starts) - 1
     distinct, relation_of = jnp.unique(relations, size=shape.relations, fill_value=padding, return_inverse=True)
     slices = _seen(tables.answers, distinct, past.time)
-    owners, pairs, offsets = _spread(slices, shape.answers)
+    owners, pairs, offsets = spread(slices, shape.answers)
     known = jnp.where(owners < len(distinct), pairs, -1)
     return Popularity(
         entities=past.entities,
@@ -193,7 +180,7 @@ def _meetings(past: Past, slices: Array, shape: CountShape) -> tuple[Array, Arra
     Counts are [2m, 2f]: those of facts from the subject come first, then the other way round.
     """
     tables = past.tables
-    owners, meetings, offsets = _spread(slices, shape.meetings)
+    owners, meetings, offsets = spread(slices, shape.meetings)
     known = jnp.where(owners < len(slices), meetings, -1)
     outgoing, sent = _counts(tables.outgoing, known, past.time, past.rates)
     incoming, received = _counts(tables.incoming, known, past.time, past.rates)
@@ -223,46 +210,12 @@ def _repeats(past: Past, row: Array, first_entries: Array, shape: CountShape) ->
     """Counts of ``(s, r, o)`` where its entry stands: [t * TILE, f]."""
     tables = past.tables
     slices = jnp.where(row[:, None] >= 0, _seen(tables.triples, row, past.time), 0)
-    owners, triples, _ = _spread(slices, shape.triples)
+    owners, triples, _ = spread(slices, shape.triples)
     is_real = owners < len(row)
     counts, _ = _counts(tables.triple_counts, jnp.where(is_real, triples, -1), past.time, past.rates)
     entry = first_entries.at[owners].get(mode="clip") + tables.triple_ranks.at[triples].get(mode="clip")
     size = shape.tiles * TILE
     return jnp.zeros((size, counts.shape[1])).at[jnp.where(is_real, entry, size)].set(counts, mode="drop")
-
-
-def other_answers(
-    past: Past,
-    common: Popularity,
-    entries: Entries,
-    subjects: Array,
-    relations: Array,
-    targets: Array,
-    shape: CountShape,
-) -> OtherAnswers:
-    tables, count = past.tables, len(subjects)
-    row = _row_of(tables, subjects, relations)
-    slices = jnp.where(row[:, None] >= 0, _seen(tables.triples, row, past.time + 1), 0)
-    owners, triples, _ = _spread(slices, shape.triples)
-    own = jnp.minimum(owners, count - 1)
-    objects = tables.triples.members.at[triples].get(mode="clip")
-    low, high = _bounds(tables.triple_counts.starts, triples)
-    now = _search(tables.triple_counts.times, low, high, past.time)
-    is_true = (now < high) & (tables.triple_counts.times.at[now].get(mode="clip") == past.time)
-    is_other = (owners < count) & is_true & (objects != targets[own])
-    low, met = _seen(tables.objects, subjects, past.time).T
-    rank = tables.triple_ranks.at[triples].get(mode="clip")
-    is_met = is_other & (rank < (met - low)[own])
-    entry = jnp.searchsorted(entries.query, own) * TILE + rank
-    size = entries.valid.size
-    is_entry = jnp.zeros(size, bool).at[jnp.where(is_met, entry, size)].set(True, mode="drop")
-    return OtherAnswers(
-        is_entry=is_entry.reshape(entries.valid.shape),
-        is_new=is_other & ~is_met,
-        owners=owners,
-        objects=objects,
-        answer=answer_of(tables, common, common.relation_of[own], objects),
-    )
 
 
 def answer_of(tables: CountTables, common: Popularity, slot: Array, objects: Array) -> Array:
@@ -298,7 +251,7 @@ def _bounds(starts: Array, which: Array) -> tuple[Array, Array]:
     return starts.at[which].get(mode="clip"), starts.at[which + 1].get(mode="clip")
 
 
-def _spread(slices: Array, capacity: int) -> tuple[Array, Array, Array]:
+def spread(slices: Array, capacity: int) -> tuple[Array, Array, Array]:
     """Owner (number of slices = padding) and position of everything in slices [g, 2], and where each begins."""
     lengths = slices[:, 1] - slices[:, 0]
     ends = jnp.cumsum(lengths)

@@ -1,6 +1,5 @@
 """Training of the counting model: which queries make a step, and the loss of one."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,18 +12,30 @@ from jax import Array
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.models.blocks import sum_over_blocks
-from geopol_tkg.models.past import CountShape, past_of
-from geopol_tkg.training.plan import deal_queries, largest_count_shape, round_up, two_levels
-from geopol_tkg.training.step import FIXED, Trainer
+from geopol_tkg.models.counts import Truths
+from geopol_tkg.models.past import CountShape, past_of, spread
+from geopol_tkg.training.plan import (
+    Asked,
+    block_sizes,
+    deal_queries,
+    largest_blocks,
+    largest_count_shape,
+    lengths_of,
+    query_ranges,
+    round_up,
+    two_levels,
+)
+from geopol_tkg.training.step import FIXED, Trainer, rows_of
 
 _LEAST_MEETINGS = 300_000  # that a second shape must save in each epoch, as queries in training.plan
 
 
 class CountStepShape(NamedTuple):
-    """Padded sizes of an optimiser step: all its queries, in how many equal blocks, and what a block looks at."""
+    """Padded sizes of an optimiser step: its distinct queries, in how many equal blocks, and what a block looks at."""
 
     queries: int
     blocks: int
+    answers: int
     block: CountShape
 
 
@@ -35,12 +46,16 @@ class CountPlan:
     Attributes:
         queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
         starts, counts, times: int32 [s], each step's queries and their time index.
+        asked: what the steps ask.
+        ranks: int32 [q], which of the entities that its subject meets each target is, in the order of meeting.
     """
 
     queries: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
     times: np.ndarray
+    asked: Asked
+    ranks: np.ndarray
     shape_of: np.ndarray
     shapes: tuple[CountStepShape, ...]
 
@@ -52,8 +67,8 @@ class CountStepData(NamedTuple):
     """The plan and the tables on the device."""
 
     tables: CountTables
-    queries: Array
-    starts: Array
+    asked: Asked
+    ranks: Array
     counts: Array
     times: Array
 
@@ -64,26 +79,26 @@ def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int
     Raises:
         DataError: fewer than two training timestamps.
     """
-    both, starts, counts, times = deal_queries(
+    both, times, asked = deal_queries(
         facts,
         num_relations=num_relations,
         batch_size=config.batch_size,
         train_window=config.train_window,
-        seed=config.seed,
+        rng=np.random.default_rng(config.seed),
     )
-    found = sizes.of(both[:, 0], both[:, 1], both[:, 3], with_answers=True)
-    before = np.concatenate([[0], np.cumsum(found[0], dtype=np.int64)])
-    meetings = np.minimum(before[starts + counts] - before[starts], config.block_size * found[0].max())
+    found = sizes.of(asked.pairs[:, 0], asked.pairs[:, 1], np.repeat(times, asked.counts))
+    meetings = np.minimum(np.add.reduceat(found[0], asked.starts, dtype=np.int64), config.block_size * found[0].max())
     level = two_levels(meetings, least_saved=_LEAST_MEETINGS)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:
-        own = np.flatnonzero(level == i)
-        blocks = math.ceil(counts[own].max() / config.block_size)
-        block = round_up(math.ceil(counts[own].max() / blocks))
-        looked_at = largest_count_shape(both, found, starts[own], counts[own], block)
-        shapes.append(CountStepShape(blocks * block, blocks, looked_at))
-    return CountPlan(both[:, :3], starts, counts, times, shape_of.astype(np.int32), tuple(shapes))
+        own = level == i
+        blocks, block = block_sizes(asked.counts[own], config.block_size)
+        answers = round_up(largest_blocks(asked, lengths_of(asked.answers), own, block))
+        shapes.append(CountStepShape(blocks * block, blocks, answers, largest_count_shape(asked, found, own, block)))
+    ranks = sizes.ranks(both[:, 0], both[:, 2])
+    starts, counts = query_ranges(asked)
+    return CountPlan(both[:, :3], starts, counts, times, asked, ranks, shape_of.astype(np.int32), tuple(shapes))
 
 
 class CountTrainer(Trainer):
@@ -96,20 +111,23 @@ class CountTrainer(Trainer):
         del key  # nothing is random
         model = nnx.merge(self.graphdef, parameters, statistics, copy=True)
         past = past_of(data.tables, data.times[index], model.config.half_lives)
-        position = jnp.arange(shape.queries)
+        asked = data.asked
+        row, slices, mask = rows_of(asked, index, shape.queries)
+        subjects, relations = asked.pairs[row].T
+        subjects = jnp.where(mask, subjects, model.config.num_entities)
+
+        def block(rows: tuple[Array, Array, Array]) -> Array:
+            subjects, relations, slices = rows
+            query, place, _ = spread(slices, shape.answers)
+            objects, ranks = (values.at[place].get(mode="clip") for values in (asked.targets, data.ranks))
+            nll = model.nll(past, subjects, relations, Truths(query, objects, ranks), shape.block)
+            return jnp.sum(jnp.where(query < len(subjects), nll, 0))
+
+        loss = sum_over_blocks(block, (subjects, relations, slices), shape.blocks, mask=mask)
         count = data.counts[index]
-        mask = position < count
-        subject, relation, object_ = data.queries[jnp.where(mask, data.starts[index] + position, 0)].T
-        subject = jnp.where(mask, subject, model.config.num_entities)
-
-        def block(rows: tuple[Array, Array, Array, Array]) -> Array:
-            *queries, real = rows
-            return jnp.sum(jnp.where(real, model.nll(past, *queries, shape.block, filtered=True), 0))
-
-        loss = sum_over_blocks(block, (subject, relation, object_, mask), shape.blocks, mask=mask)
         return loss / count, (count, nnx.state(model, FIXED))
 
 
 def put_count_data(plan: CountPlan, tables: CountTables) -> CountStepData:
     """The plan on the default device, beside tables that are there."""
-    return CountStepData(tables, *jax.device_put((plan.queries, plan.starts, plan.counts, plan.times)))
+    return CountStepData(tables, *jax.device_put((plan.asked, plan.ranks, plan.counts, plan.times)))

@@ -1,6 +1,5 @@
 """Which queries make an optimiser step, and the few padded shapes that all steps are compiled for."""
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -43,24 +42,61 @@ class Plan(Protocol):
     def __len__(self) -> int: ...
 
 
-class StepShape(NamedTuple):
-    """Padded sizes of an optimiser step.
+class Asked(NamedTuple):
+    """The distinct queries of a task and their answers, grouped by step; facts that differ in their answer ask one.
+
+    Attributes:
+        pairs: int32 [p, 2], subject and relation of ``(s, r, ?)``, or subject and object of ``(s, ?, o)``.
+        answers: int32 [p, 2], slices of ``targets``.
+        targets: int32 [q], of each fact.
+        starts, counts: int32 [s], each step's distinct queries.
+        seen: int32 [p, 2], slices of the history vocabulary, where a network reads it.
+    """
+
+    pairs: Any  # NumPy arrays on the host, or their copies on a device
+    answers: Any
+    targets: Any
+    starts: Any = None
+    counts: Any = None
+    seen: Any = None
+
+
+class TaskShape(NamedTuple):
+    """Padded sizes of a step's distinct queries.
 
     Attributes:
         queries: all of the step, in equal blocks.
         blocks: how many.
-        object_history, relation_history: entries of the history vocabulary that a block's queries see.
+        answers: of a block's queries.
+        history: entries of the history vocabulary that a block's queries see; where the softmax is sampled, that its
+            answers' queries see.
+    """
+
+    queries: int
+    blocks: int
+    answers: int
+    history: int
+
+
+class StepShape(NamedTuple):
+    """Padded sizes of an optimiser step.
+
+    Attributes:
+        window: what is evolved.
+        entity, relation: queries of the tasks.
         rows: entities that a step reads at most, a sample's left out; 0 where a step scores all.
         counts: what a block looks at of count tables, where the network has a counting model beside it.
     """
 
     window: WindowShape
-    queries: int
-    blocks: int
-    object_history: int
-    relation_history: int
+    entity: TaskShape
+    relation: TaskShape
     rows: int = 0
     counts: CountShape | None = None
+
+    @property
+    def queries(self) -> int:
+        return self.entity.queries
 
 
 @dataclass(frozen=True)
@@ -69,20 +105,20 @@ class StepPlan:
 
     Attributes:
         queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
-        object_slices, relation_slices: int32 [q, 2] into the history vocabulary.
         starts, counts: int32 [s], each step's queries. A step never mixes timestamps.
         times: int32 [s], time index of the queries.
         ordinals: int32 [s, k], snapshots to evolve.
+        entity, relation: what the steps ask.
         shape_of: int32 [s], which of ``shapes`` fits.
     """
 
     queries: np.ndarray
-    object_slices: np.ndarray
-    relation_slices: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
     times: np.ndarray
     ordinals: np.ndarray
+    entity: Asked
+    relation: Asked
     shape_of: np.ndarray
     shapes: tuple[StepShape, ...]
 
@@ -103,10 +139,12 @@ def plan_steps(
     sampled: bool = False,
     count_sizes: CountSizes | None = None,
 ) -> StepPlan:
-    """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
+    """Cut the training facts [f, 4] into steps of about ``batch_size`` queries (0: a whole timestamp).
 
-    A step of more than ``block_size`` queries is computed in blocks of no more than that. Where the softmax
-    is ``sampled``, the entities that each step reads are counted; so is with ``count_sizes`` what it finds there.
+    Queries that differ in their answer alone are asked once, in one step: it has less than one more of them than
+    ``batch_size`` says. More than ``block_size`` distinct ones are computed in blocks of no more than that. Where the
+    softmax is ``sampled``, the entities that each step reads are counted; so is with ``count_sizes`` what it finds
+    there.
 
     The first timestamp has no past and is skipped; so is what lies before the last ``train_window`` time steps
     (0: nothing). Queries of a timestamp are dealt to its steps at random, once, in steps of nearly equal size.
@@ -114,36 +152,40 @@ def plan_steps(
     Raises:
         DataError: fewer than two training timestamps.
     """
-    both, starts, counts, step_times = deal_queries(
-        facts, num_relations=history.num_relations, batch_size=batch_size, train_window=train_window, seed=seed
+    rng = np.random.default_rng(seed)
+    both, times, entity = deal_queries(
+        facts, num_relations=history.num_relations, batch_size=batch_size, train_window=train_window, rng=rng
     )
-    ordinals = np.stack([snapshots.before(time, history_length) for time in step_times])
-    subject, relation, object_, time = both.T
-    object_slices = history.object_slices(subject, relation, time)
-    relation_slices = history.relation_slices(subject, object_, time)
-    lengths = np.stack([part[:, 1] - part[:, 0] for part in (object_slices, relation_slices)], axis=1)
+    starts, counts = query_ranges(entity)
+    step_of = np.repeat(np.arange(len(times)), counts)
+    relation, step_of, _ = _distinct(both[:, [0, 2]], both[:, 1], step_of, rng)
+    sizes = np.bincount(step_of).astype(np.int32)
+    relation = relation._replace(starts=np.cumsum(sizes, dtype=np.int32) - sizes, counts=sizes)
+    ordinals = np.stack([snapshots.before(time, history_length) for time in times])
+    entity, relation = (
+        asked._replace(seen=slices(asked.pairs[:, 0], asked.pairs[:, 1], np.repeat(times, asked.counts)))
+        for asked, slices in ((entity, history.object_slices), (relation, history.relation_slices))
+    )
     windows = np.array([window_shape(snapshots, window) for window in ordinals])
-    rows = np.zeros(len(starts), np.int64)
+    rows = np.zeros(len(times), np.int64)
     if sampled:
-        rows = 2 * (counts + 1) + np.add.reduceat(lengths[:, 0], starts) + _connected_counts(snapshots, ordinals)
-    shape_of, shapes = choose_shapes(windows, starts, counts, lengths, rows, block_size)
+        seen = np.add.reduceat(lengths_of(entity.seen), entity.starts)
+        rows = 2 * (relation.counts + 1) + seen + _connected_counts(snapshots, ordinals)
+    shape_of, shapes = choose_shapes(windows, entity, relation, rows, block_size, sampled=sampled)
     if count_sizes is not None:
-        found = count_sizes.of(subject, relation, time)
+        found = count_sizes.of(entity.pairs[:, 0], entity.pairs[:, 1], np.repeat(times, entity.counts))
+        blocks = (shape.entity.queries // shape.entity.blocks for shape in shapes)
         shapes = tuple(
-            shape._replace(
-                counts=largest_count_shape(
-                    both, found, starts[shape_of == i], counts[shape_of == i], shape.queries // shape.blocks
-                )
-            )
-            for i, shape in enumerate(shapes)
+            shape._replace(counts=largest_count_shape(entity, found, shape_of == i, block))
+            for i, (shape, block) in enumerate(zip(shapes, blocks, strict=True))
         )
-    return StepPlan(both[:, :3], object_slices, relation_slices, starts, counts, step_times, ordinals, shape_of, shapes)
+    return StepPlan(both[:, :3], starts, counts, times, ordinals, entity, relation, shape_of, shapes)
 
 
 def deal_queries(
-    facts: np.ndarray, *, num_relations: int, batch_size: int, train_window: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Queries int32 [q, 4] of facts [f, 4] in both directions, grouped by step; start, size and time of each step.
+    facts: np.ndarray, *, num_relations: int, batch_size: int, train_window: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Asked]:
+    """Facts [f, 4] in both directions, int32 [q, 4], grouped by step; the time of each step; what the steps ask.
 
     Raises:
         DataError: fewer than two timestamps.
@@ -153,10 +195,42 @@ def deal_queries(
     both = both[both[:, 3] > first]
     if not len(both):
         raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
-    both = both[np.random.default_rng(seed).permutation(len(both))]
-    both = both[np.argsort(both[:, 3], kind="stable")]
-    times, first, sizes = np.unique(both[:, 3], return_index=True, return_counts=True)
-    return both, *_deal(times, first, sizes, batch_size)
+    asked, times, order = _distinct(both[:, :2], both[:, 2], both[:, 3], rng)
+    times, first = np.unique(times, return_index=True)
+    cuts = [_cuts(sizes, batch_size) for sizes in np.split(lengths_of(asked.answers), first[1:])]
+    starts = np.concatenate([start + own for start, own in zip(first, cuts, strict=True)]).astype(np.int32)
+    counts = np.diff(starts, append=len(asked.pairs)).astype(np.int32)
+    step_times = np.repeat(times, [len(own) for own in cuts]).astype(np.int32)
+    return both[order], step_times, asked._replace(starts=starts, counts=counts)
+
+
+def query_ranges(asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Each step's facts: start and size, int32 [s]."""
+    starts = asked.answers[asked.starts, 0]
+    return starts, np.diff(starts, append=len(asked.targets)).astype(np.int32)
+
+
+def _distinct(
+    pairs: np.ndarray, targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator
+) -> tuple[Asked, np.ndarray, np.ndarray]:
+    """What is asked in each group: pairs [q, 2] and targets [q], groups ascending, in random order within each.
+
+    Returns:
+        The queries, without steps; the group of each, int [p]; and the order of the targets, int [q].
+    """
+    _, pair = np.unique(pairs[:, 0].astype(np.int64) << 32 | pairs[:, 1], return_inverse=True)
+    _, first, query = np.unique(
+        groups.astype(np.int64) * (pair.max() + 1) + pair, return_index=True, return_inverse=True
+    )
+    shuffled = rng.permutation(len(first))
+    shuffled = shuffled[np.argsort(groups[first[shuffled]], kind="stable")]
+    place = np.empty(len(first), np.int64)
+    place[shuffled] = np.arange(len(first))
+    order = np.argsort(place[query], kind="stable")
+    ends = np.cumsum(np.bincount(query)[shuffled])
+    answers = np.stack([np.append(0, ends[:-1]), ends], axis=1).astype(np.int32)
+    first = first[shuffled]
+    return Asked(pairs[first], answers, targets[order]), groups[first], order
 
 
 def two_levels(size: np.ndarray, *, least_saved: int) -> np.ndarray:
@@ -174,12 +248,7 @@ def two_levels(size: np.ndarray, *, least_saved: int) -> np.ndarray:
 
 
 def choose_shapes(
-    windows: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
-    lengths: np.ndarray,
-    rows: np.ndarray,
-    block_size: int,
+    windows: np.ndarray, entity: Asked, relation: Asked, rows: np.ndarray, block_size: int, *, sampled: bool
 ) -> tuple[np.ndarray, tuple[StepShape, ...]]:
     """At most two shapes, the second for smaller steps: where it saves most padded queries, if it saves enough.
 
@@ -188,48 +257,59 @@ def choose_shapes(
 
     Args:
         windows: int [s, 4], each step's window shape.
-        starts, counts: int [s], each step's queries.
-        lengths: int [q, 2], of each query's slices of the object and the relation history.
         rows: int [s], entities that each step reads; 0 for all.
 
     Returns:
         Which shape each step takes, int32 [s], and the shapes.
     """
-    level = two_levels(np.minimum(counts, block_size), least_saved=_LEAST_QUERIES)
+    level = two_levels(np.minimum(entity.counts, block_size), least_saved=_LEAST_QUERIES)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []
     for i in levels:
         own = level == i
-        blocks = math.ceil(counts[own].max() / block_size)
-        block = round_up(math.ceil(counts[own].max() / blocks))
-        history = _largest_blocks(starts[own], counts[own], lengths, block)
         window = WindowShape(*(round_up(size) for size in windows[own].max(axis=0).tolist()))
-        objects, relations = (round_up(size) for size in history.tolist())
-        shapes.append(StepShape(window, blocks * block, blocks, objects, relations, int(rows[own].max())))
+        tasks = [_task_shape(asked, own, block_size, sampled=sampled) for asked in (entity, relation)]
+        shapes.append(StepShape(window, tasks[0], tasks[1], int(rows[own].max())))
     return shape_of.astype(np.int32), tuple(shapes)
 
 
-def largest_count_shape(
-    queries: np.ndarray, sizes: np.ndarray, starts: np.ndarray, counts: np.ndarray, block: int
-) -> CountShape:
-    """What any block of some steps looks at, of queries [q, 4] that find ``sizes`` int32 [3, q] in count tables."""
+def block_sizes(counts: np.ndarray, block_size: int) -> tuple[int, int]:
+    """Blocks that steps of so many queries [s] are computed in, and queries of a block."""
+    blocks = math.ceil(counts.max() / block_size)
+    return blocks, round_up(math.ceil(counts.max() / blocks))
+
+
+def largest_count_shape(asked: Asked, sizes: np.ndarray, own: np.ndarray, block: int) -> CountShape:
+    """What any block of some steps, bool [s], looks at, where queries find ``sizes`` int32 [3, p] in count tables."""
     largest = np.zeros(len(CountShape._fields), np.int64)
-    for start, count in zip(starts, counts, strict=True):
+    for start, count in zip(asked.starts[own], asked.counts[own], strict=True):
         for first in range(start, start + count, block):
             part = slice(first, min(first + block, start + count))
-            largest = np.maximum(largest, count_shape(queries[part, 0], queries[part, 1], sizes[:, part]))
+            largest = np.maximum(largest, count_shape(asked.pairs[part, 0], asked.pairs[part, 1], sizes[:, part]))
     return CountShape(*map(round_up, largest.tolist()))
 
 
-def _largest_blocks(starts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, block: int) -> np.ndarray:
-    """Largest sums of ``lengths`` [q, 2] over a block of any step: [2]."""
-    before = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(lengths, axis=0, dtype=np.int64)])
-    largest = np.zeros(2, np.int64)
+def largest_blocks(asked: Asked, lengths: np.ndarray, own: np.ndarray, block: int) -> int:
+    """Largest sum of the queries' ``lengths`` int [p] over a block of some steps, bool [s]."""
+    before = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    starts, counts = asked.starts[own], asked.counts[own]
+    largest = 0
     for first in range(0, int(counts.max()), block):
-        low = starts + np.minimum(first, counts)
-        high = starts + np.minimum(first + block, counts)
-        largest = np.maximum(largest, (before[high] - before[low]).max(axis=0))
+        low, high = (starts + np.minimum(end, counts) for end in (first, first + block))
+        largest = max(largest, int((before[high] - before[low]).max()))
     return largest
+
+
+def _task_shape(asked: Asked, own: np.ndarray, block_size: int, *, sampled: bool) -> TaskShape:
+    blocks, block = block_sizes(asked.counts[own], block_size)
+    answers, seen = lengths_of(asked.answers), lengths_of(asked.seen)
+    sizes = (largest_blocks(asked, lengths, own, block) for lengths in (answers, seen * answers if sampled else seen))
+    return TaskShape(blocks * block, blocks, *map(round_up, sizes))
+
+
+def lengths_of(slices: np.ndarray) -> np.ndarray:
+    """Of slices [p, 2]: int64 [p]."""
+    return slices[:, 1].astype(np.int64) - slices[:, 0]
 
 
 def _connected_counts(snapshots: Snapshots, ordinals: np.ndarray) -> np.ndarray:
@@ -247,14 +327,8 @@ def round_up(size: int) -> int:
     return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
 
 
-def _deal(
-    times: np.ndarray, first: np.ndarray, sizes: np.ndarray, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, size and time of every step: int32 [s] each."""
-    steps = []
-    for time, start, size in zip(times, first, sizes, strict=True):
-        pieces = math.ceil(size / batch_size) if batch_size else 1
-        cuts = start + np.arange(pieces + 1) * size // pieces
-        steps += [(low, high - low, time) for low, high in itertools.pairwise(cuts)]
-    starts, counts, step_times = np.array(steps, np.int32).T
-    return starts, counts, step_times
+def _cuts(sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    """Where steps of nearly equal size begin, among a timestamp's queries of so many answers [p]: int64 [c]."""
+    ends = np.cumsum(sizes)
+    pieces = math.ceil(ends[-1] / batch_size) if batch_size else 1
+    return np.unique(np.searchsorted(ends, np.arange(pieces) * ends[-1] / pieces, side="right"))

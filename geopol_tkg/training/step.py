@@ -24,12 +24,12 @@ from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Window
 from geopol_tkg.models.graph import GraphArrays, connected_entities
 from geopol_tkg.models.layers import DTypeLike, split_key
-from geopol_tkg.models.network import History, Network, Prior
+from geopol_tkg.models.network import Answers, History, Network, Prior
 from geopol_tkg.models.past import past_of
 from geopol_tkg.models.registry import build_model
 from geopol_tkg.models.sampling import Sample, draw, entries_of
 from geopol_tkg.models.static_graph import set_static_graph
-from geopol_tkg.training.plan import StepPlan, StepShape
+from geopol_tkg.training.plan import Asked, StepPlan, StepShape, TaskShape
 
 FIXED = nnx.Not(nnx.Param)
 
@@ -53,11 +53,9 @@ class StepData(NamedTuple):
     graph: GraphArrays
     object_history: Array  # int32 [h]
     relation_history: Array  # int32 [h]
-    queries: Array  # int32 [q, 3]
-    object_slices: Array  # int32 [q, 2]
-    relation_slices: Array  # int32 [q, 2]
     object_previous: Array | None  # int32 [h], see geopol_tkg.models.network.History; for a sampled softmax
-    starts: Array  # int32 [s]
+    entity: Asked
+    relation: Asked
     counts: Array  # int32 [s]
     times: Array  # int32 [s]
     ordinals: Array  # int32 [s, k]
@@ -143,46 +141,46 @@ class NetworkTrainer(Trainer):
         network = nnx.merge(self.graphdef, parameters, statistics, copy=True)
         evolve_key, entity_key, relation_key = split_key(key, 3)
         config, dtype, time = self.config, self.compute_dtype, data.times[index]
-        facts, seen_objects, seen_relations, mask = _queries(data, index, shape)
+        queries, objects = _asked(data.entity, index, shape.entity)
+        pairs, relations = _asked(data.relation, index, shape.relation)
         window, sample = Window(data.graph, data.ordinals[index]), None
-        subject, relation, object_ = facts.T
         if config.num_negatives:
-            window, sample = _sampled(network, data, window, facts, seen_objects, shape, config, key)
-            subject, object_ = sample.number(subject), sample.number(object_)
+            window, sample = _sampled(network, data, window, queries, pairs, shape, config, key)
+            queries = queries._replace(first=sample.number(queries.first))
+            pairs = pairs._replace(first=sample.number(pairs.first), second=sample.number(pairs.second))
         with jax.named_scope("evolution"):
             evolved = network.encoder(window, shape.window, key=evolve_key, dtype=dtype, remat=self.remat)
-        row = jnp.arange(shape.queries)
-        options: dict[str, Any] = {
-            "dtype": dtype,
-            "num_blocks": shape.blocks,
-            "label_smoothing": config.label_smoothing,
-        }
+        options: dict[str, Any] = {"dtype": dtype, "label_smoothing": config.label_smoothing}
         prior = None
         if network.counts is not None:
             assert data.tables is not None
             assert shape.counts is not None
             prior = Prior(past_of(data.tables, time, network.counts.config.half_lives), shape.counts)
-        entity = network.nll(
-            network.entity_task(evolved, time),
-            Queries(subject, relation, seen_objects, mask, row),
-            object_,
-            History(data.object_history, shape.object_history, data.object_previous, prior),
-            key=entity_key,
-            sample=sample,
-            **options,
-        )
+        with jax.named_scope("entity_task"):
+            entity = network.nll(
+                network.entity_task(evolved, time),
+                queries,
+                objects,
+                History(data.object_history, shape.entity.history, data.object_previous, prior),
+                key=entity_key,
+                num_blocks=shape.entity.blocks,
+                sample=sample,
+                **options,
+            )
         count = data.counts[index]
         loss = config.task_weight * entity
         if config.task_weight < 1:
-            relations = network.nll(
-                network.relation_task(evolved, time),
-                Queries(subject, object_, seen_relations, mask, row),
-                relation,
-                History(data.relation_history, shape.relation_history),
-                key=relation_key,
-                **options,
-            )
-            loss += (1 - config.task_weight) * relations
+            with jax.named_scope("relation_task"):
+                relation = network.nll(
+                    network.relation_task(evolved, time),
+                    pairs,
+                    relations,
+                    History(data.relation_history, shape.relation.history),
+                    key=relation_key,
+                    num_blocks=shape.relation.blocks,
+                    **options,
+                )
+            loss += (1 - config.task_weight) * relation
         return loss / count + config.static_weight * evolved.drift, (count, nnx.state(network, FIXED))
 
 
@@ -316,11 +314,9 @@ def put_step_data(
     host = (
         history.objects.targets,
         history.relations.targets,
-        plan.queries,
-        plan.object_slices,
-        plan.relation_slices,
         history.objects.previous() if num_negatives else None,
-        plan.starts,
+        plan.entity,
+        plan.relation,
         plan.counts,
         plan.times,
         plan.ordinals,
@@ -328,21 +324,29 @@ def put_step_data(
     return StepData(GraphArrays.put(snapshots), *jax.device_put(host))._replace(tables=tables)
 
 
-def _queries(data: StepData, index: Array, shape: StepShape) -> tuple[Array, Array, Array, Array]:
-    """Facts [b, 3] of a step (inverses included), their object and relation slices [b, 2], which are real."""
-    position = jnp.arange(shape.queries)
-    mask = position < data.counts[index]
-    row = jnp.where(mask, data.starts[index] + position, 0)
-    slices = (jnp.where(mask[:, None], part[row], 0) for part in (data.object_slices, data.relation_slices))
-    return data.queries[row], *slices, mask
+def rows_of(asked: Asked, index: Array, size: int) -> tuple[Array, Array, Array]:
+    """Of a step's queries, padded to ``size``: their places int32 [b], slices of answers [b, 2], which are real [b]."""
+    position = jnp.arange(size)
+    mask = position < asked.counts[index]
+    row = jnp.where(mask, asked.starts[index] + position, 0)
+    return row, jnp.where(mask[:, None], asked.answers[row], 0), mask
+
+
+def _asked(asked: Asked, index: Array, shape: TaskShape) -> tuple[Queries, Answers]:
+    """Queries of a step, and their answers."""
+    row, slices, mask = rows_of(asked, index, shape.queries)
+    first, second = asked.pairs[row].T
+    seen = jnp.where(mask[:, None], asked.seen[row], 0)
+    queries = Queries(first, second, seen, slices[:, 1] - slices[:, 0], jnp.arange(shape.queries))
+    return queries, Answers(asked.targets, slices, shape.answers)
 
 
 def _sampled(
     network: Network,
     data: StepData,
     window: Window,
-    facts: Array,
-    slices: Array,
+    queries: Queries,
+    pairs: Queries,
     shape: StepShape,
     config: LossSettings,
     key: Array,
@@ -355,9 +359,9 @@ def _sampled(
     if size >= num_entities:
         return window, Sample(drawn, log_size, lambda entities: entities)
     connected = connected_entities(data.graph, window.ordinals, shape.window, num_entities=num_entities)
-    read = [connected.ravel(), facts[:, 0], facts[:, 2], drawn]
+    read = [connected.ravel(), pairs.first, pairs.second, drawn]
     if network.uses_history:
-        entries = entries_of(data.object_history, slices, capacity=shape.blocks * shape.object_history)
+        entries = entries_of(data.object_history, queries.seen, capacity=shape.entity.blocks * shape.entity.history)
         read.append(jnp.where(entries.first, entries.target, num_entities))
     rows = jnp.unique(jnp.concatenate(read), size=size, fill_value=num_entities)
 

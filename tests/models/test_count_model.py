@@ -17,7 +17,7 @@ from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.evaluation.evaluator import evaluate
 from geopol_tkg.models.base import Block
 from geopol_tkg.models.count_forecaster import CountContext, CountForecaster, _log_probabilities, seen_by
-from geopol_tkg.models.counts import CountModel
+from geopol_tkg.models.counts import CountModel, Truths
 from geopol_tkg.models.past import TILE, CountShape, count_shape, past_of
 
 N, R, FIRST, LAST = 40, 3, -3, 9
@@ -70,6 +70,9 @@ class World:
         tables = CountTables.build(facts, num_entities=N, num_relations=R, half_lives=HALF_LIVES)
         self._sizes = CountSizes(tables, num_relations=R)
         self._tables = jax.device_put(tables)
+        pairs = np.unique(with_inverses(facts, R)[:, [0, 2]], axis=0)
+        self._ranks = np.full((N + 1, N), 1000)  # of those that never meet
+        self._ranks[*pairs.T] = self._sizes.ranks(*pairs.T)
 
     def shape(self, queries, time):
         """No more room than the queries of a time need."""
@@ -88,11 +91,17 @@ class World:
         state = fill(SKELETON, weights)
         return np.asarray(_scores(state, self.past(time), *queries, shape=shape or self.room(queries)))
 
+    def truths(self, queries, owners, objects):
+        """Objects of some queries; padding has no subject."""
+        subjects = np.append(queries[0], N)[owners]
+        return Truths(*(np.asarray(part, np.int32) for part in (owners, objects, self._ranks[subjects, objects])))
+
     def loss(self, time, queries, targets, weights=WEIGHTS, *, dense=False):
-        """Negative log-likelihoods [b] and their gradient, by the sparse sum or by all scores."""
+        """Negative log-likelihoods [b] and their gradient, by the sparse sum or by all scores; one truth a query."""
         function = _dense if dense else _sparse
         shape, mask = self.room(queries), queries[0] < N
-        (_, nll), gradient = function(fill(SKELETON, weights), self.past(time), *queries, targets, mask, shape=shape)
+        truths = targets if dense else self.truths(queries, np.arange(len(targets)), targets)
+        (_, nll), gradient = function(fill(SKELETON, weights), self.past(time), *queries, truths, mask, shape=shape)
         return np.asarray(nll), flatten(gradient)
 
 
@@ -103,8 +112,8 @@ def _scores(state, past, subjects, relations, *, shape):
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _sparse(state, past, subjects, relations, targets, mask, *, shape):
-    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, targets, shape)
+def _sparse(state, past, subjects, relations, truths, mask, *, shape):
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape)
     return jnp.sum(jnp.where(mask, nll, 0)), nll
 
 
@@ -117,11 +126,9 @@ def _dense(state, past, subjects, relations, targets, mask, *, shape):
 
 
 @partial(jax.jit, static_argnames="shape")
-def _nll_of_every_target(state, past, subjects, relations, *, shape):
+def _nll_of_every_target(state, past, subjects, relations, truths, *, shape):
     model = nnx.merge(GRAPHDEF, state, FIXED)
-    return jax.lax.map(
-        lambda target: model.nll(past, subjects, relations, jnp.full_like(subjects, target), shape), jnp.arange(N)
-    )
+    return jax.lax.map(lambda own: model.nll(past, subjects, relations, own, shape), truths)
 
 
 @pytest.fixture(scope="module")
@@ -246,23 +253,29 @@ def test_the_sparse_loss_is_that_of_all_scores(world, time):
 def test_the_loss_of_every_target(world):
     """Met and not met, seen with the relation and not: the same probability as by the scores, all summing to 1."""
     shape = world.room(EVERY_QUERY)
-    nll = _nll_of_every_target(fill(SKELETON, WEIGHTS), world.past(4), *EVERY_QUERY, shape=shape)
+    owners = np.arange(EVERY_QUERY.shape[1])
+    each = [world.truths(EVERY_QUERY, owners, np.full_like(owners, target)) for target in range(N)]
+    truths = jax.tree.map(lambda *parts: np.stack(parts), *each)
+    nll = _nll_of_every_target(fill(SKELETON, WEIGHTS), world.past(4), *EVERY_QUERY, truths, shape=shape)
     np.testing.assert_allclose(-nll.T, log_softmax(world.scores(4)), rtol=1e-5, atol=2e-5)
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _filtered(state, past, subjects, relations, targets, *, shape):
-    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, targets, shape, filtered=True)
+def _of_truths(state, past, subjects, relations, truths, *, shape):
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape)
+    nll = jnp.where(truths.query < len(subjects), nll, 0)
     return jnp.sum(nll), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _dense_filtered(state, past, subjects, relations, targets, excluded, *, shape):
+def _dense_filtered(state, past, subjects, relations, truths, excluded, *, shape):
     scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
-    kept = jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, scores))
-    nll = -jnp.take_along_axis(kept, targets[:, None], axis=1)[:, 0]
+    own = scores.at[truths.query].get(mode="clip")
+    kept = jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, own))
+    nll = -jnp.take_along_axis(kept, truths.objects[:, None], axis=1)[:, 0]
+    nll = jnp.where(truths.query < len(subjects), nll, 0)
     return jnp.sum(nll), nll
 
 
@@ -271,20 +284,25 @@ MOST = max(map(len, ASKED.values()))
 
 
 @pytest.mark.parametrize("time", ASKED)
-def test_other_true_objects_are_no_candidates(world, time):
+def test_other_truths_of_a_query_are_no_candidates(world, time):
     """Met before or not: they are taken out of the sum, as the evaluation's filter takes them out of the ranking."""
-    # the same number of queries and the same room at all times, for which one program serves
-    asked = {time: np.resize(rows, (MOST, 4)) for time, rows in ASKED.items()}
-    needs = [world._sizes.of(*rows[:, :2].T, time, with_answers=True) for time, rows in asked.items()]
-    shapes = [count_shape(*rows[:, :2].T, need) for rows, need in zip(asked.values(), needs, strict=True)]
-    room = CountShape(*np.maximum(np.max(shapes, axis=0), 1).tolist())
-    subjects, relations, targets, _ = asked[time].T
-    true = {(s, r, o) for s, r, o, _ in asked[time].tolist()}
-    excluded = np.array([[o != end and (s, r, o) in true for o in range(N)] for s, r, end, _ in asked[time].tolist()])
+    # as many queries and truths, and the same room, at all times, for which one program serves
+    pairs, owners = np.unique(ASKED[time][:, :2], axis=0, return_inverse=True)
+    order = np.argsort(owners, kind="stable")
+    queries = np.full((2, MOST), [[N], [2 * R]], np.int32)
+    queries[:, : len(pairs)] = pairs.T
+    room = MOST - len(order)
+    owners = np.append(owners[order], np.full(room, MOST))
+    truths = world.truths(queries, owners, np.append(ASKED[time][order, 2], np.zeros(room, int)))
+    same = (owners == owners[:, None]) & (owners < MOST)
+    excluded = np.zeros((MOST, N), bool)
+    for i, j in np.argwhere(same & ~np.eye(MOST, dtype=bool)):
+        excluded[i, truths.objects[j]] = True
     assert excluded.any()
-    arguments = (fill(SKELETON, WEIGHTS), world.past(time), subjects, relations, targets)
-    (_, nll), gradient = _filtered(*arguments, shape=room)
-    (_, wanted), wanted_gradient = _dense_filtered(*arguments, excluded, shape=room)
+    shape = CountShape(*map(max, zip(*(world.room(rows[:, :2].T) for rows in ASKED.values()), strict=True)))
+    arguments = (fill(SKELETON, WEIGHTS), world.past(time), *queries, truths)
+    (_, nll), gradient = _of_truths(*arguments, shape=shape)
+    (_, wanted), wanted_gradient = _dense_filtered(*arguments, excluded, shape=shape)
     np.testing.assert_allclose(nll, wanted, rtol=1e-4, atol=2e-5)
     for name, array in flatten(gradient).items():
         np.testing.assert_allclose(array, flatten(wanted_gradient)[name], rtol=1e-3, atol=1e-3, err_msg=name)
@@ -476,16 +494,18 @@ def test_a_loss_over_many_entities_needs_memory_for_entities_not_for_queries_tim
     facts = facts[np.argsort(facts[:, 3], kind="stable")]
     tables = CountTables.build(facts, num_entities=size, num_relations=relations, half_lives=config.half_lives)
     queries, targets = facts[-block:, :2].T, facts[-block:, 2]
-    shape = count_shape(*queries, CountSizes(tables, num_relations=relations).of(*queries, time))
+    sizes = CountSizes(tables, num_relations=relations)
+    shape = count_shape(*queries, sizes.of(*queries, time))
+    truths = Truths(np.arange(block), targets, sizes.ranks(queries[0], targets))
     graphdef, state = nnx.split(CountModel(config, key=jax.random.key(0)))
 
     @jax.jit
     @jax.value_and_grad
-    def loss(state, tables, queries, targets):
+    def loss(state, tables, queries, truths):
         past = past_of(tables, jnp.int32(time), config.half_lives)
-        return jnp.mean(nnx.merge(graphdef, state).nll(past, *queries, targets, shape))
+        return jnp.mean(nnx.merge(graphdef, state).nll(past, *queries, truths, shape))
 
-    arguments = (state, jax.device_put(tables), queries, targets)
+    arguments = (state, jax.device_put(tables), queries, truths)
     compiled = loss.lower(*arguments).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < block * size  # a quarter of float32 [b, n]
     assert np.isfinite(compiled(*arguments)[0])

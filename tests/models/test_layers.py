@@ -17,8 +17,8 @@ from geopol_tkg.models.layers import (
     dropout,
     inner,
     l2_normalise,
-    masked_moments,
     merged,
+    weighted_moments,
 )
 
 
@@ -117,17 +117,20 @@ def test_a_gru_and_its_gradient_are_those_of_its_definition():
 def test_padding_rows_move_no_statistics():
     values = jax.random.normal(jax.random.key(1), (6, 4, 3))
     padded = jnp.concatenate([values, 1e6 * jnp.ones((2, 4, 3))])
-    alone = masked_moments(values, jnp.ones(6, bool))
-    masked = masked_moments(padded, jnp.arange(8) < 6)
-    for a, b in zip(alone, masked, strict=True):
+    times = np.array([1, 3, 1, 1, 2, 1])
+    each = jnp.repeat(values, times, axis=0)
+    alone = weighted_moments(each, jnp.ones(len(each), jnp.int32))
+    weighted = weighted_moments(padded, np.append(times, [0, 0]))
+    for a, b in zip(alone, weighted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_moments_of_parts_are_those_of_the_whole():
     values = 3 + jax.random.normal(jax.random.key(1), (12, 4, 3))
     mask = jnp.arange(12) < 7
-    whole = masked_moments(values, mask)
-    parts = jax.vmap(masked_moments)(values.reshape(4, 3, 4, 3), mask.reshape(4, 3))
+    weight = mask * (1 + jnp.arange(12) % 3)
+    whole = weighted_moments(values, weight)
+    parts = jax.vmap(weighted_moments)(values.reshape(4, 3, 4, 3), weight.reshape(4, 3))
     for a, b in zip(merged(parts), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -142,9 +145,9 @@ def test_decoder_equals_its_plain_form(training, num_blocks):
             parameter[...] = jnp.exp(jax.random.normal(jax.random.key(4 * number + offset), parameter.shape))
     before = jax.tree.map(jnp.copy, nnx.state(decoder, nnx.BatchStat))
     rows = jax.random.normal(jax.random.key(1), (2, 8, 8))
-    mask = jnp.arange(8) < 6
+    weight = np.array([1, 4, 1, 2, 1, 1, 0, 0])
     ids = jnp.arange(8)
-    queries = Queries(ids, ids, jnp.zeros((8, 2), jnp.int32), mask, ids)
+    queries = Queries(ids, ids, jnp.zeros((8, 2), jnp.int32), jnp.asarray(weight), ids)
     key = jax.random.key(2) if training else None
 
     def inputs(part):
@@ -153,7 +156,7 @@ def test_decoder_equals_its_plain_form(training, num_blocks):
     found = decoder(queries, inputs, key=key, dtype=jnp.float32, num_blocks=num_blocks)
 
     def norm(module, x, running):
-        values = np.asarray(x)[:6] if training else None
+        values = np.repeat(np.asarray(x), weight, axis=0) if training else None
         mean, var = (values.mean((0, 1)), values.var((0, 1))) if training else (running.mean[...], running.var[...])
         return (x - mean) / np.sqrt(var + 1e-5) * module.scale[...] + module.bias[...]
 
@@ -169,7 +172,7 @@ def test_decoder_equals_its_plain_form(training, num_blocks):
 
 def test_running_statistics_take_the_unbiased_variance():
     norm = BatchNorm(1)
-    norm.fit(masked_moments(jnp.asarray([[1.0], [3.0]]), jnp.ones(2, bool)))
+    norm.fit(weighted_moments(jnp.asarray([[1.0], [3.0]]), jnp.ones(2, jnp.int32)))
     assert float(norm.mean[0]) == pytest.approx(0.2)
     assert float(norm.var[0]) == pytest.approx(0.9 + 0.1 * 2)
     assert set(nnx.state(norm, nnx.BatchStat)) == {"mean", "var"}

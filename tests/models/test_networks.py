@@ -130,11 +130,12 @@ def test_masked_mixture_is_a_distribution(mode):
     np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1, atol=1e-5)
     expected = np.log(0.7 * jax.nn.softmax(raw) + 0.3 * jax.nn.softmax(masked))
     np.testing.assert_allclose(log_p, expected, rtol=1e-4, atol=1e-4)
-    targets = jnp.arange(5)
-    nll = -log_p[targets, targets]
-    np.testing.assert_allclose(mixture_nll(mixture, targets), nll, rtol=1e-5, atol=1e-5)
-    smoothed = 0.9 * nll - 0.1 * log_p.mean(axis=1)
-    np.testing.assert_allclose(mixture_nll(mixture, targets, label_smoothing=0.1), smoothed, rtol=1e-5, atol=1e-5)
+    query, targets = jnp.asarray([0, 1, 1, 1, 4]), jnp.arange(5)
+    nll = -log_p[query, targets]
+    np.testing.assert_allclose(mixture_nll(mixture, query, targets), nll, rtol=1e-5, atol=1e-5)
+    smoothed = 0.9 * nll - 0.1 * log_p.mean(axis=1)[query]
+    found = mixture_nll(mixture, query, targets, label_smoothing=0.1)
+    np.testing.assert_allclose(found, smoothed, rtol=1e-5, atol=1e-5)
 
 
 def test_exclude_gives_unseen_nothing_and_falls_back_to_raw():

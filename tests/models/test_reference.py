@@ -253,7 +253,7 @@ def test_decoders(model_type, name, training):
     key = jax.random.key(0) if training else None
     padded = [jnp.asarray(np.concatenate([each, np.full((3, 4), 1e3)])) for each in inputs]
     number = np.arange(10)
-    queries = Queries(number, number, np.zeros((10, 2), np.int32), number < 7, number)
+    queries = Queries(number, number, np.zeros((10, 2), np.int32), (number < 7).astype(np.int32), number)
 
     def stacked(part):
         return [each[part.first] for each in padded]
@@ -300,7 +300,7 @@ def test_distributions_of_both_tasks(model_type, mode, window):
 
     def probabilities(network):
         state = evolution(snapshots, None)(network, snapshots.before(TIME, K))
-        mask = np.ones(len(QUERIES), bool)
+        weight = np.ones(len(QUERIES), np.int32)
         tasks = (
             (network.entity_task, relation, slices[0], history.objects),
             (network.relation_task, object_, slices[1], history.relations),
@@ -309,7 +309,7 @@ def test_distributions_of_both_tasks(model_type, mode, window):
             jnp.exp(
                 network.log_probabilities(
                     task(state, jnp.int32(TIME)),
-                    jax.tree.map(jnp.asarray, Queries(subject, second, own, mask, number)),
+                    jax.tree.map(jnp.asarray, Queries(subject, second, own, weight, number)),
                     History(jnp.asarray(index.targets), 64),
                     dtype=jnp.float64,
                 )
@@ -374,7 +374,7 @@ class TrainingSteps:
 def training_steps(model_type, static):
     """RE-GCN's in two blocks of queries, TiRGN's in one."""
     steps = TrainingSteps(config_of(model_type, static=static), {"regcn": 8, "tirgn": 16}[model_type])
-    assert {shape.blocks for shape in steps.plan.shapes} == {2 if model_type == "regcn" else 1}
+    assert {shape.entity.blocks for shape in steps.plan.shapes} == {2 if model_type == "regcn" else 1}
     return steps
 
 
@@ -429,7 +429,7 @@ def test_likelihood_under_the_history_mask_and_its_gradients(mode):
     def found(logits):
         raw, history = logits
         masked = mask_history(history, raw, jnp.asarray(mask), mode)
-        return jnp.sum(mixture_nll([Component(0.7, raw), Component(0.3, masked)], jnp.asarray(targets)))
+        return jnp.sum(mixture_nll([Component(0.7, raw), Component(0.3, masked)], jnp.arange(3), jnp.asarray(targets)))
 
     def plain(logits):
         total = 0.0

@@ -17,7 +17,7 @@ from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError, UsageError
 from geopol_tkg.models.sampling import Sample, draw
 from geopol_tkg.training.loop import Standing, fit
-from geopol_tkg.training.plan import MAX_SHAPES, plan_steps, two_levels
+from geopol_tkg.training.plan import MAX_SHAPES, StepShape, TaskShape, plan_steps, two_levels
 from geopol_tkg.training.step import learning_rate, make_optimiser, make_trainer, put_step_data
 
 KEY = jax.random.key(7)
@@ -84,13 +84,30 @@ def test_every_training_query_is_asked_once_and_no_step_mixes_times(batch_size):
     plan = plan_of(make_config(), batch_size=batch_size)
     asked = []
     for start, count, time in zip(plan.starts, plan.counts, plan.times, strict=True):
-        assert count <= batch_size or not batch_size
+        _, answers = np.unique(plan.queries[start : start + count, :2], axis=0, return_counts=True)
+        assert count < batch_size + answers.max() or not batch_size
         asked += [(*query, time) for query in plan.queries[start : start + count].tolist()]
     train = dataset.facts_of("train")
     both = with_inverses(train[train[:, 3] > train[0, 3]], R)
     assert sorted(asked) == sorted(map(tuple, both.tolist()))
     if not batch_size:
         assert len(plan) == len(np.unique(both[:, 3]))
+
+
+@pytest.mark.parametrize("batch_size", [0, 5])
+def test_queries_that_differ_in_their_answer_alone_are_asked_once(batch_size):
+    plan = plan_of(make_config(history_window=4), size=500, batch_size=batch_size)
+    for task, columns in ((plan.entity, [0, 1, 2]), (plan.relation, [0, 2, 1])):
+        assert len(task.pairs) < len(plan.queries)
+        owners = np.repeat(np.arange(len(task.pairs)), task.answers[:, 1] - task.answers[:, 0])
+        steps = np.repeat(np.arange(len(plan)), task.counts)
+        assert len(np.unique(np.column_stack([steps, task.pairs]), axis=0)) == len(task.pairs)
+        asked = np.column_stack([steps[owners], task.pairs[owners], task.targets]).tolist()
+        facts = np.column_stack([np.repeat(np.arange(len(plan)), plan.counts), plan.queries[:, columns]]).tolist()
+        assert sorted(asked) == sorted(facts)
+    times = np.repeat(plan.times, plan.entity.counts)
+    entity_queries = np.column_stack([times, plan.entity.pairs])
+    assert len(np.unique(entity_queries, axis=0)) == len(entity_queries)  # in one step each
 
 
 @pytest.mark.parametrize(("train_window", "first"), [(1, 5), (2, 4), (99, 1)])
@@ -184,7 +201,8 @@ def test_padding_changes_neither_loss_nor_statistics_of_tirgn():
 def padded(plan, index):
     """A larger shape than a step needs."""
     own = plan.shapes[plan.shape_of[index]]
-    return own._replace(queries=own.queries + 24, object_history=own.object_history + 64)
+    tasks = (TaskShape(task.queries + 24, 1, task.answers + 16, task.history + 64) for task in own[1:3])
+    return StepShape(own.window, *tasks)
 
 
 @pytest.mark.parametrize("model_type", ["regcn", pytest.param("tirgn", marks=pytest.mark.slow)])
@@ -282,7 +300,7 @@ def test_block_size_changes_nothing_but_rounding(model_type):
         trainer, state, plan, data = prepare(config, block_size=block_size, size=300)
         index = int(np.argmax(plan.counts))
         shape = plan.shapes[plan.shape_of[index]]
-        assert (shape.blocks == 1) == (block_size == 1024)
+        assert (shape.entity.blocks == shape.relation.blocks == 1) == (block_size == 1024)
         (loss, (_, statistics)), gradients = gradients_of(trainer, state, data, index, shape=shape)
         outcomes.append((float(loss), flatten(statistics) | flatten(gradients)))
     (loss, arrays), (blocked_loss, blocked_arrays) = outcomes

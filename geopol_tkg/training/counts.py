@@ -18,10 +18,10 @@ from geopol_tkg.training.plan import (
     Asked,
     block_sizes,
     deal_queries,
+    distinct_queries,
     largest_blocks,
     largest_count_shape,
     lengths_of,
-    query_ranges,
     round_up,
     two_levels,
 )
@@ -46,8 +46,9 @@ class CountPlan:
     Attributes:
         queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
         starts, counts, times: int32 [s], each step's queries and their time index.
-        asked: what the steps ask.
+        asked: what the steps ask; answers are all that is true at the time, whichever step has its query.
         ranks: int32 [q], which of the entities that its subject meets each target is, in the order of meeting.
+        step_of: int32 [q], the step of each target's query.
     """
 
     queries: np.ndarray
@@ -56,6 +57,7 @@ class CountPlan:
     times: np.ndarray
     asked: Asked
     ranks: np.ndarray
+    step_of: np.ndarray
     shape_of: np.ndarray
     shapes: tuple[CountStepShape, ...]
 
@@ -69,6 +71,7 @@ class CountStepData(NamedTuple):
     tables: CountTables
     asked: Asked
     ranks: Array
+    step_of: Array
     counts: Array
     times: Array
 
@@ -79,13 +82,14 @@ def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int
     Raises:
         DataError: fewer than two training timestamps.
     """
-    both, times, asked = deal_queries(
+    both, starts, counts, times = deal_queries(
         facts,
         num_relations=num_relations,
         batch_size=config.batch_size,
         train_window=config.train_window,
-        rng=np.random.default_rng(config.seed),
+        seed=config.seed,
     )
+    asked, order = distinct_queries(both, starts, counts, 1, with_other_steps=True)
     found = sizes.of(asked.pairs[:, 0], asked.pairs[:, 1], np.repeat(times, asked.counts))
     meetings = np.minimum(np.add.reduceat(found[0], asked.starts, dtype=np.int64), config.block_size * found[0].max())
     level = two_levels(meetings, least_saved=_LEAST_MEETINGS)
@@ -96,9 +100,11 @@ def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int
         blocks, block = block_sizes(asked.counts[own], config.block_size)
         answers = round_up(largest_blocks(asked, lengths_of(asked.answers), own, block))
         shapes.append(CountStepShape(blocks * block, blocks, answers, largest_count_shape(asked, found, own, block)))
-    ranks = sizes.ranks(both[:, 0], both[:, 2])
-    starts, counts = query_ranges(asked)
-    return CountPlan(both[:, :3], starts, counts, times, asked, ranks, shape_of.astype(np.int32), tuple(shapes))
+    ranks = sizes.ranks(both[:, 0], both[:, 2])[order]
+    step_of = np.repeat(np.arange(len(starts), dtype=np.int32), counts)[order]
+    return CountPlan(
+        both[:, :3], starts, counts, times, asked, ranks, step_of, shape_of.astype(np.int32), tuple(shapes)
+    )
 
 
 class CountTrainer(Trainer):
@@ -119,9 +125,11 @@ class CountTrainer(Trainer):
         def block(rows: tuple[Array, Array, Array]) -> Array:
             subjects, relations, slices = rows
             query, place, _ = spread(slices, shape.answers)
-            objects, ranks = (values.at[place].get(mode="clip") for values in (asked.targets, data.ranks))
+            objects, ranks, step_of = (
+                values.at[place].get(mode="clip") for values in (asked.targets, data.ranks, data.step_of)
+            )
             nll = model.nll(past, subjects, relations, Truths(query, objects, ranks), shape.block)
-            return jnp.sum(jnp.where(query < len(subjects), nll, 0))
+            return jnp.sum(jnp.where((query < len(subjects)) & (step_of == index), nll, 0))
 
         loss = sum_over_blocks(block, (subjects, relations, slices), shape.blocks, mask=mask)
         count = data.counts[index]
@@ -130,4 +138,4 @@ class CountTrainer(Trainer):
 
 def put_count_data(plan: CountPlan, tables: CountTables) -> CountStepData:
     """The plan on the default device, beside tables that are there."""
-    return CountStepData(tables, *jax.device_put((plan.asked, plan.ranks, plan.counts, plan.times)))
+    return CountStepData(tables, *jax.device_put((plan.asked, plan.ranks, plan.step_of, plan.counts, plan.times)))

@@ -1,5 +1,6 @@
 """Which queries make an optimiser step, and the few padded shapes that all steps are compiled for."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -43,12 +44,13 @@ class Plan(Protocol):
 
 
 class Asked(NamedTuple):
-    """The distinct queries of a task and their answers, grouped by step; facts that differ in their answer ask one.
+    """The distinct queries of each step in a task, and their answers.
 
     Attributes:
-        pairs: int32 [p, 2], subject and relation of ``(s, r, ?)``, or subject and object of ``(s, ?, o)``.
+        pairs: int32 [p, 2], subject and relation of ``(s, r, ?)``, or subject and object of ``(s, ?, o)``; grouped by
+            step.
         answers: int32 [p, 2], slices of ``targets``.
-        targets: int32 [q], of each fact.
+        targets: int32 [q], objects or relations.
         starts, counts: int32 [s], each step's distinct queries.
         seen: int32 [p, 2], slices of the history vocabulary, where a network reads it.
     """
@@ -56,8 +58,8 @@ class Asked(NamedTuple):
     pairs: Any  # NumPy arrays on the host, or their copies on a device
     answers: Any
     targets: Any
-    starts: Any = None
-    counts: Any = None
+    starts: Any
+    counts: Any
     seen: Any = None
 
 
@@ -139,12 +141,11 @@ def plan_steps(
     sampled: bool = False,
     count_sizes: CountSizes | None = None,
 ) -> StepPlan:
-    """Cut the training facts [f, 4] into steps of about ``batch_size`` queries (0: a whole timestamp).
+    """Cut the training facts [f, 4] into steps of at most ``batch_size`` queries (0: a whole timestamp).
 
-    Queries that differ in their answer alone are asked once, in one step: it has less than one more of them than
-    ``batch_size`` says. More than ``block_size`` distinct ones are computed in blocks of no more than that. Where the
-    softmax is ``sampled``, the entities that each step reads are counted; so is with ``count_sizes`` what it finds
-    there.
+    Queries of a step that differ in their answer alone are asked once. More than ``block_size`` distinct ones are
+    computed in blocks of no more than that. Where the softmax is ``sampled``, the entities that each step reads are
+    counted; so is with ``count_sizes`` what it finds there.
 
     The first timestamp has no past and is skipped; so is what lies before the last ``train_window`` time steps
     (0: nothing). Queries of a timestamp are dealt to its steps at random, once, in steps of nearly equal size.
@@ -152,15 +153,10 @@ def plan_steps(
     Raises:
         DataError: fewer than two training timestamps.
     """
-    rng = np.random.default_rng(seed)
-    both, times, entity = deal_queries(
-        facts, num_relations=history.num_relations, batch_size=batch_size, train_window=train_window, rng=rng
+    both, starts, counts, times = deal_queries(
+        facts, num_relations=history.num_relations, batch_size=batch_size, train_window=train_window, seed=seed
     )
-    starts, counts = query_ranges(entity)
-    step_of = np.repeat(np.arange(len(times)), counts)
-    relation, step_of, _ = _distinct(both[:, [0, 2]], both[:, 1], step_of, rng)
-    sizes = np.bincount(step_of).astype(np.int32)
-    relation = relation._replace(starts=np.cumsum(sizes, dtype=np.int32) - sizes, counts=sizes)
+    entity, relation = (distinct_queries(both, starts, counts, second)[0] for second in (1, 2))
     ordinals = np.stack([snapshots.before(time, history_length) for time in times])
     entity, relation = (
         asked._replace(seen=slices(asked.pairs[:, 0], asked.pairs[:, 1], np.repeat(times, asked.counts)))
@@ -183,9 +179,9 @@ def plan_steps(
 
 
 def deal_queries(
-    facts: np.ndarray, *, num_relations: int, batch_size: int, train_window: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, Asked]:
-    """Facts [f, 4] in both directions, int32 [q, 4], grouped by step; the time of each step; what the steps ask.
+    facts: np.ndarray, *, num_relations: int, batch_size: int, train_window: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Queries int32 [q, 4] of facts [f, 4] in both directions, grouped by step; start, size and time of each step.
 
     Raises:
         DataError: fewer than two timestamps.
@@ -195,42 +191,53 @@ def deal_queries(
     both = both[both[:, 3] > first]
     if not len(both):
         raise DataError("training needs facts at two timestamps or more: use a finer --granularity")
-    asked, times, order = _distinct(both[:, :2], both[:, 2], both[:, 3], rng)
-    times, first = np.unique(times, return_index=True)
-    cuts = [_cuts(sizes, batch_size) for sizes in np.split(lengths_of(asked.answers), first[1:])]
-    starts = np.concatenate([start + own for start, own in zip(first, cuts, strict=True)]).astype(np.int32)
-    counts = np.diff(starts, append=len(asked.pairs)).astype(np.int32)
-    step_times = np.repeat(times, [len(own) for own in cuts]).astype(np.int32)
-    return both[order], step_times, asked._replace(starts=starts, counts=counts)
+    both = both[np.random.default_rng(seed).permutation(len(both))]
+    both = both[np.argsort(both[:, 3], kind="stable")]
+    times, first, sizes = np.unique(both[:, 3], return_index=True, return_counts=True)
+    return both, *_deal(times, first, sizes, batch_size)
 
 
-def query_ranges(asked: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Each step's facts: start and size, int32 [s]."""
-    starts = asked.answers[asked.starts, 0]
-    return starts, np.diff(starts, append=len(asked.targets)).astype(np.int32)
+def distinct_queries(
+    queries: np.ndarray, starts: np.ndarray, counts: np.ndarray, second: int, *, with_other_steps: bool = False
+) -> tuple[Asked, np.ndarray]:
+    """What steps ask with queries [q, 4]: their subjects and relations (``second`` 1), or subjects and objects (2).
 
-
-def _distinct(
-    pairs: np.ndarray, targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator
-) -> tuple[Asked, np.ndarray, np.ndarray]:
-    """What is asked in each group: pairs [q, 2] and targets [q], groups ascending, in random order within each.
+    Args:
+        with_other_steps: answers are all of the timestamp, whichever step has their query.
 
     Returns:
-        The queries, without steps; the group of each, int [p]; and the order of the targets, int [q].
+        The distinct queries; and which query each target is of, int64 [q].
     """
-    _, pair = np.unique(pairs[:, 0].astype(np.int64) << 32 | pairs[:, 1], return_inverse=True)
-    _, first, query = np.unique(
-        groups.astype(np.int64) * (pair.max() + 1) + pair, return_index=True, return_inverse=True
+    step_of = np.repeat(np.arange(len(starts)), counts)
+    pair = queries[:, 0], queries[:, second]
+    number, first = numbered(step_of, *pair)
+    group = numbered(queries[:, 3], *pair)[0] if with_other_steps else number
+    order, sizes = np.argsort(group, kind="stable"), np.bincount(group)
+    ends = np.cumsum(sizes)
+    in_step = np.bincount(step_of[first]).astype(np.int32)
+    asked = Asked(
+        pairs=queries[first][:, [0, second]],
+        answers=np.stack([ends - sizes, ends], axis=1).astype(np.int32)[group[first]],
+        targets=queries[order, 3 - second],
+        starts=np.cumsum(in_step, dtype=np.int32) - in_step,
+        counts=in_step,
     )
-    shuffled = rng.permutation(len(first))
-    shuffled = shuffled[np.argsort(groups[first[shuffled]], kind="stable")]
-    place = np.empty(len(first), np.int64)
-    place[shuffled] = np.arange(len(first))
-    order = np.argsort(place[query], kind="stable")
-    ends = np.cumsum(np.bincount(query)[shuffled])
-    answers = np.stack([np.append(0, ends[:-1]), ends], axis=1).astype(np.int32)
-    first = first[shuffled]
-    return Asked(pairs[first], answers, targets[order]), groups[first], order
+    return asked, order
+
+
+def numbered(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows of columns int [q], all but the first not negative, in the order in which they occur first.
+
+    Returns:
+        Number of each row, int64 [q], and where each number occurs first, int64 [n].
+    """
+    ids = columns[0].astype(np.int64)
+    for column in columns[1:]:
+        _, first, ids = np.unique(ids * (int(column.max()) + 1) + column, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number = np.empty(len(order), np.int64)
+    number[order] = np.arange(len(order))
+    return number[ids], first[order]
 
 
 def two_levels(size: np.ndarray, *, least_saved: int) -> np.ndarray:
@@ -327,8 +334,14 @@ def round_up(size: int) -> int:
     return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
 
 
-def _cuts(sizes: np.ndarray, batch_size: int) -> np.ndarray:
-    """Where steps of nearly equal size begin, among a timestamp's queries of so many answers [p]: int64 [c]."""
-    ends = np.cumsum(sizes)
-    pieces = math.ceil(ends[-1] / batch_size) if batch_size else 1
-    return np.unique(np.searchsorted(ends, np.arange(pieces) * ends[-1] / pieces, side="right"))
+def _deal(
+    times: np.ndarray, first: np.ndarray, sizes: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, size and time of every step: int32 [s] each."""
+    steps = []
+    for time, start, size in zip(times, first, sizes, strict=True):
+        pieces = math.ceil(size / batch_size) if batch_size else 1
+        cuts = start + np.arange(pieces + 1) * size // pieces
+        steps += [(low, high - low, time) for low, high in itertools.pairwise(cuts)]
+    starts, counts, step_times = np.array(steps, np.int32).T
+    return starts, counts, step_times

@@ -84,8 +84,7 @@ def test_every_training_query_is_asked_once_and_no_step_mixes_times(batch_size):
     plan = plan_of(make_config(), batch_size=batch_size)
     asked = []
     for start, count, time in zip(plan.starts, plan.counts, plan.times, strict=True):
-        _, answers = np.unique(plan.queries[start : start + count, :2], axis=0, return_counts=True)
-        assert count < batch_size + answers.max() or not batch_size
+        assert count <= batch_size or not batch_size
         asked += [(*query, time) for query in plan.queries[start : start + count].tolist()]
     train = dataset.facts_of("train")
     both = with_inverses(train[train[:, 3] > train[0, 3]], R)
@@ -105,9 +104,6 @@ def test_queries_that_differ_in_their_answer_alone_are_asked_once(batch_size):
         asked = np.column_stack([steps[owners], task.pairs[owners], task.targets]).tolist()
         facts = np.column_stack([np.repeat(np.arange(len(plan)), plan.counts), plan.queries[:, columns]]).tolist()
         assert sorted(asked) == sorted(facts)
-    times = np.repeat(plan.times, plan.entity.counts)
-    entity_queries = np.column_stack([times, plan.entity.pairs])
-    assert len(np.unique(entity_queries, axis=0)) == len(entity_queries)  # in one step each
 
 
 @pytest.mark.parametrize(("train_window", "first"), [(1, 5), (2, 4), (99, 1)])

@@ -66,6 +66,7 @@ class ModelConfig:
     count_prior: bool = False  # add the score of a counting model to the logits of entities
     half_lives: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)  # steps after which a count weighs half, of counts
     num_countries: int = 0  # that labels name, of counts; 0 = entities of the subject's country are as any other
+    num_paths: int = 0  # entities a subject has not met that counts look at, those that paths lead to; 0 = none
 
     @property
     def is_counting(self) -> bool:

@@ -66,7 +66,10 @@ _LEAVES: dict[str, tuple[str, Rearrange]] = {
     "var": ("running_var", _same),
     **{name: (name, _same) for name in ("weight", "context_weight", "output", "linear")},  # of counts, as all below
     **{name: (name, _same) for name in ("answer_relations", "history_relations", "next_relation", "last_relation")},
-    **{name: (name, _same) for name in ("relation_weights", "unseen_bias", "history_bias", "relation_bias")},
+    **{
+        name: (name, _same)
+        for name in ("relation_weights", "unseen_bias", "history_bias", "relation_bias", "path_relations")
+    },
     "countries": ("countries", _same),
 }
 

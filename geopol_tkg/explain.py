@@ -54,8 +54,9 @@ class Past:
         direction: Literal["object", "subject"],
         time: int,
         countries: Countries | None = None,
+        with_paths: bool = False,
     ) -> None:
-        """The past of a time index; ``countries`` are those that the model tells apart."""
+        """The past of a time index; ``countries`` are those that the model tells apart, paths what it follows."""
         facts = dataset.facts[: np.searchsorted(dataset.facts[:, 3], time)]
         given, asked = (0, 2) if direction == "object" else (2, 0)
         forward, backward = facts[facts[:, given] == entity], facts[facts[:, asked] == entity]
@@ -63,6 +64,7 @@ class Past:
         self._dataset = dataset
         self._countries = countries
         self._entity = entity
+        self._facts = facts if with_paths else None
         self._num_answers = len(of_relation)
         self.forward = Tally.of(forward, asked, dataset.num_entities)
         self.backward = Tally.of(backward, given, dataset.num_entities)
@@ -91,6 +93,7 @@ class Past:
                 "num_facts": self._num_answers,
             },
             "country": self._shared_country(candidate),
+            "path": self._path(candidate),
             "last_facts": self._last_facts(candidate),
         }
 
@@ -106,6 +109,20 @@ class Past:
             return None
         own, other = self._countries.of_entity[[self._entity, candidate]]
         return self._countries.names[own] if own >= 0 and own == other else None
+
+    def _path(self, candidate: int) -> dict[str, Any] | None:
+        """Which of those that the query's entity has met most of the candidate's have met; None if the two have met."""
+        if self._facts is None or candidate == self._entity or candidate in self._others:
+            return None
+        ends = self._facts[:, [0, 2]]
+        ends = ends[ends[:, 0] != ends[:, 1]]
+        both = np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
+        via = both[both[:, 0] == candidate, 1]
+        reached = np.bincount(both[np.isin(both[:, 0], via), 1], minlength=self._dataset.num_entities)
+        met = np.setdiff1d(self._others, [self._entity])
+        if not len(met) or not (most := int(reached[met].max())):
+            return None
+        return {"through": self._dataset.entities[met[reached[met].argmax()]], "count": most}
 
     def _described(self, tally: Tally, candidate: int) -> dict[str, Any]:
         count = int(tally.count[candidate])

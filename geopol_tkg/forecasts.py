@@ -46,6 +46,10 @@ class LoadedModel:
         return self.checkpoint.config.num_countries > 0
 
     @property
+    def follows_paths(self) -> bool:
+        return self.checkpoint.config.num_paths > 0
+
+    @property
     def trained_until(self) -> int:
         """Time index, as the checkpoint counts them, before which facts were learned from."""
         return self.checkpoint.trained_until
@@ -94,6 +98,10 @@ class LoadedEnsemble(LoadedModel):
     @property
     def tells_countries_apart(self) -> bool:
         return any(member.tells_countries_apart for member in self.members)
+
+    @property
+    def follows_paths(self) -> bool:
+        return any(member.follows_paths for member in self.members)
 
     @property
     def trained_until(self) -> int:
@@ -263,7 +271,9 @@ def predict(
     countries = None
     if explain and model.tells_countries_apart:
         countries = Countries.from_labels(known.entities, entity_kind=known.entity_kind)
-    past = Past(known, subject, base, direction=direction, time=time, countries=countries)
+    past = Past(
+        known, subject, base, direction=direction, time=time, countries=countries, with_paths=model.follows_paths
+    )
     predictions = [
         {
             direction: known.entities[i],

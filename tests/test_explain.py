@@ -35,6 +35,12 @@ def by_a_loop(dataset, entity, relation, candidate, *, direction, time):
         basis = name if rows else basis
     share = len(answers) / len(of_relation) if of_relation else None
     country = COUNTRIES[entity] if COUNTRIES[entity] == COUNTRIES[candidate] else None
+    pairs = {(a, b) for a, _, b, _ in past if a != b} | {(b, a) for a, _, b, _ in past if a != b}
+    shared = [sum((u, x) in pairs and (u, candidate) in pairs for u in range(N)) for x in range(N)]
+    ways = [(-count, x) for x, count in enumerate(shared) if count and (entity, x) in pairs]
+    path = None
+    if ways and not between and entity != candidate:
+        path = {"through": dataset.entities[min(ways)[1]], "count": -min(ways)[0]}
     return {
         "basis": basis,
         "fact": tally(fact),
@@ -42,6 +48,7 @@ def by_a_loop(dataset, entity, relation, candidate, *, direction, time):
         "backward": tally(backward),
         "answer": tally(answers) | {"share": share, "num_facts": len(of_relation)},
         "country": country,
+        "path": path,
         "last_facts": [
             {
                 "subject": dataset.entities[a],
@@ -59,15 +66,17 @@ def by_a_loop(dataset, entity, relation, candidate, *, direction, time):
 @pytest.mark.parametrize("time", [1, 5, LAST + 1])
 def test_it_is_what_a_loop_finds(direction, time):
     dataset = make_dataset(size=400)
-    found = set()
+    found, paths = set(), []
     for entity, relation in product(range(N), range(R)):
-        past = Past(dataset, entity, relation, direction=direction, time=time, countries=KNOWN)
+        past = Past(dataset, entity, relation, direction=direction, time=time, countries=KNOWN, with_paths=True)
         for candidate in range(N):
             said = past.explanation(candidate)
             assert said == by_a_loop(dataset, entity, relation, candidate, direction=direction, time=time)
             assert past.last_seen(candidate) == said["fact"]["last_seen"]
             found.add(said["basis"])
+            paths.append(said["path"])
     assert found == {"habit", "relationship", "popularity", "none"}
+    assert any(paths)
 
 
 def test_what_comes_later_says_nothing():

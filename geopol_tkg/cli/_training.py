@@ -166,6 +166,8 @@ def load_prior(stem: Path, dataset: Dataset, model: ModelType, config: TrainConf
     prior = load_checkpoint(stem)
     if prior.config.model_type != "counts":
         raise CheckpointError(f"{stem}: is a {prior.config.model_type}; --count-prior wants one of --model counts")
+    if prior.config.num_paths:
+        raise CheckpointError(f"{stem}: follows paths, which counts beside a network do not; train without --num-paths")
     _require_dataset(stem, prior, dataset, "train --model counts on this one first")
     if prior.trained_until > dataset.split.bounds(config.through)[1]:
         raise CheckpointError(f"{stem}: learned from facts after {config.through}; name one that did not")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _MODEL, _RUN = "Model", "Run"
 _DEFAULTS = TrainConfig()
-_COUNTS_ONLY = ("half_lives", "countries")
+_COUNTS_ONLY = ("half_lives", "countries", "num_paths")
 _TIRGN_ONLY = ("history_rate", "history_mask_mode")  # the window is also that of the index kept with the dataset
 _STATIC_ONLY = ("static_angle", "static_weight")
 _NETWORKS_ONLY = (
@@ -120,6 +120,15 @@ def command(
             "--countries/--no-countries",
         ),
     ] = False,
+    num_paths: Annotated[
+        int,
+        _model(
+            "Entities that the subject has not met, but that those have met who met the same as it: look at how many "
+            "such paths lead to each, of the N with most (counts).",
+            min=0,
+            metavar="N",
+        ),
+    ] = ModelConfig.num_paths,
     count_prior: Annotated[
         Path | None,
         _model("Checkpoint of --model counts, whose scores are added to the logits of a network, and trained on."),
@@ -296,6 +305,8 @@ def _new_model(chosen: dict[str, Any], data: "Dataset", prior: "Checkpoint | Non
         if chosen["embedding_dim"] % 2:
             raise UsageError(f"--static-graph needs an even --embedding-dim, not {chosen['embedding_dim']}")
         sizes |= StaticGraph.from_labels(data.entities).sizes()
+    if model != "counts":
+        sizes |= {"num_paths": 0}
     if prior is not None:
         sizes |= {"half_lives": prior.config.half_lives, "num_countries": prior.config.num_countries}
     elif model == "counts" and chosen["countries"]:

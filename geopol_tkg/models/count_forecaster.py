@@ -13,6 +13,7 @@ from jax import Array
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.data.paths import PathIndex, Paths
 from geopol_tkg.models.base import Block, ScoreFunction
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.past import CountShape, Past, count_shape, past_of
@@ -27,11 +28,13 @@ class CountContext:
     Attributes:
         tables: on the device.
         sizes: what blocks of queries find in them.
+        paths: where the model looks at them.
         shape: room for every block expected or asked so far; it only grows, so that few shapes are compiled.
     """
 
     tables: CountTables
     sizes: CountSizes
+    paths: PathIndex | None = None
     shape: CountShape = _SMALLEST
 
     @classmethod
@@ -43,7 +46,15 @@ class CountContext:
             num_relations=dataset.num_relations,
             half_lives=config.half_lives,
         )
-        return cls(jax.device_put(tables), CountSizes(tables, num_relations=dataset.num_relations))
+        paths = None
+        if config.num_paths:
+            paths = PathIndex(
+                dataset.facts,
+                num_entities=dataset.num_entities,
+                half_lives=config.half_lives,
+                num_paths=config.num_paths,
+            )
+        return cls(jax.device_put(tables), CountSizes(tables, num_relations=dataset.num_relations), paths)
 
     def room_for(self, block: Block) -> CountShape:
         """A shape that a block fits into."""
@@ -97,7 +108,8 @@ class CountForecaster:
     def _score(self, past: Past, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
         shape = self._context.room_for(Block(visible, subjects, relations))
         queries = np.stack([subjects, relations]).astype(np.int32)
-        return _log_probabilities(self._graphdef, self._state, past, queries, shape=shape)
+        paths = None if self._context.paths is None else self._context.paths.of(visible, subjects)
+        return _log_probabilities(self._graphdef, self._state, past, queries, paths, shape=shape)
 
 
 def seen_by(blocks: Iterable[Block], horizon: int | None) -> Iterable[Block]:
@@ -127,9 +139,15 @@ _past_of = jax.jit(past_of, static_argnames="half_lives")
 
 @partial(jax.jit, static_argnames=("graphdef", "shape"))
 def _log_probabilities(
-    graphdef: nnx.GraphDef[CountModel], state: Any, past: Past, queries: Array, *, shape: CountShape
+    graphdef: nnx.GraphDef[CountModel],
+    state: Any,
+    past: Past,
+    queries: Array,
+    paths: Paths | None,
+    *,
+    shape: CountShape,
 ) -> Array:
     """Log-probabilities [b, n] of queries int32 [2, b] of subjects and relations."""
     with jax.default_matmul_precision("highest"):
-        scores = nnx.merge(graphdef, state).scores(past, queries[0], queries[1], shape)
+        scores = nnx.merge(graphdef, state).scores(past, queries[0], queries[1], shape, paths)
         return jax.nn.log_softmax(scores)

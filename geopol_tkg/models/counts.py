@@ -28,6 +28,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.paths import Paths
 from geopol_tkg.models.layers import uniform
 from geopol_tkg.models.past import TILE, CountShape, Entries, Past, Popularity, answer_of, look_up
 
@@ -85,11 +86,23 @@ class CountModel(nnx.Module):
         self.next_relation = nnx.Param(_small_normal(next(keys), (r2, 2 * RELATION_DIM)))
         self.last_relation = nnx.Param(jnp.zeros((r2, 2 * RELATION_DIM)))
         self.compatriots = Compatriots(config, key=next(keys)) if config.num_countries else None
+        self.acquaintance = Acquaintance(config, key=jax.random.fold_in(key, 1)) if config.num_paths else None
 
-    def nll(self, past: Past, subjects: Array, relations: Array, truths: Truths, shape: CountShape) -> Array:
+    def nll(
+        self,
+        past: Past,
+        subjects: Array,
+        relations: Array,
+        truths: Truths,
+        shape: CountShape,
+        paths: Paths | None = None,
+    ) -> Array:
         """Negative log-likelihood [h] of truths; a padded query has subject n.
 
         A query's other truths are no candidates, as in evaluation.
+
+        Args:
+            paths: of the subjects, where the model looks at them.
         """
         common, entries = look_up(past, subjects, relations, shape, self.config)
         popularity = self._popularity(common)
@@ -100,6 +113,11 @@ class CountModel(nnx.Module):
         base = jnp.where(entries.valid, base, -jnp.inf)
         unmet = self._log_totals(common, popularity, subjects)
         top = jnp.maximum(unmet, _per_query(jnp.max(score, axis=1), entries.query, len(subjects), jax.ops.segment_max))
+        if self.acquaintance is not None:
+            assert paths is not None
+            known, added = self._led_to(past, common, popularity, subjects, paths)
+            led_to = known + added
+            top = jnp.maximum(top, jnp.max(led_to, axis=1))
         top = jax.lax.stop_gradient(top)
 
         own = jnp.minimum(truths.query, len(subjects) - 1)
@@ -114,12 +132,26 @@ class CountModel(nnx.Module):
 
         sums = jnp.stack([jnp.sum(jnp.exp(part - top[query][:, None]), axis=1) for part in (false, base)], axis=1)
         met, replaced = _per_query(sums, entries.query, len(subjects), jax.ops.segment_sum).T
-        new = jnp.where(is_met, 0, jnp.exp(popular - top[own]))
+        looked_at = is_met
+        if self.acquaintance is not None:
+            assert paths is not None
+            is_there = paths.objects[own] == truths.objects[:, None]
+            place = jnp.argmax(is_there, axis=1)
+            is_led_to = jnp.any(is_there, axis=1)
+            looked_at |= is_led_to
+            true_score = jnp.where(is_led_to, led_to[own, place], true_score)
+            place = jnp.where(is_led_to & is_real, place, led_to.shape[1])
+            is_true = jnp.zeros(led_to.shape, bool).at[own, place].set(True, mode="drop")
+            replaced += jnp.sum(jnp.exp(known - top[:, None]), axis=1)
+            met += jnp.sum(jnp.exp(jnp.where(is_true, -jnp.inf, led_to) - top[:, None]), axis=1)
+        new = jnp.where(looked_at, 0, jnp.exp(popular - top[own]))
         replaced += _per_query(new, truths.query, len(subjects), jax.ops.segment_sum)
         others = _rest(jnp.exp(unmet - top), replaced) + met
         return jnp.log(others[own] + jnp.exp(true_score - top[own])) + top[own] - true_score
 
-    def scores(self, past: Past, subjects: Array, relations: Array, shape: CountShape) -> Array:
+    def scores(
+        self, past: Past, subjects: Array, relations: Array, shape: CountShape, paths: Paths | None = None
+    ) -> Array:
         """Scores of every entity, up to a constant of the query: [b, n]; a padded query has subject n."""
         common, entries = look_up(past, subjects, relations, shape, self.config)
         rows, *of_compatriots = (self._rows(common, scores)[common.relation_of] for scores in self._popularity(common))
@@ -128,6 +160,10 @@ class CountModel(nnx.Module):
         if self.compatriots is not None:
             everyone = jnp.arange(self.config.num_entities)
             rows = jnp.where(self.compatriots.are(subjects[:, None], everyone), of_compatriots[0], rows)
+        if self.acquaintance is not None:
+            assert paths is not None
+            _, added = self._of_paths(past, common, paths)
+            rows = rows.at[jnp.arange(len(subjects))[:, None], paths.objects].add(added, mode="drop")
         return rows.at[query, entries.objects].set(met, mode="drop")
 
     def _popularity(self, common: Popularity) -> tuple[Scores, ...]:
@@ -184,6 +220,21 @@ class CountModel(nnx.Module):
         history = self.history_net(features, context[:, None]) + after[slot[:, None], entries.last_relation]
         history += jnp.einsum("tmf,tf->tm", features, self.relation_weights[...].at[relation].get(mode="clip"))
         return history + self.history_bias[...].at[relation].get(mode="clip")[:, None]
+
+    def _led_to(
+        self, past: Past, common: Popularity, popularity: tuple[Scores, ...], subjects: Array, paths: Paths
+    ) -> tuple[Array, Array]:
+        """What entities that paths lead to score without them, -inf = no path; and what paths add: [b, p] each."""
+        answer, added = self._of_paths(past, common, paths)
+        query = jnp.arange(len(subjects))[:, None]
+        base = self._unmet(common, popularity, subjects, query, paths.objects, answer)
+        return jnp.where(paths.objects < self.config.num_entities, base, -jnp.inf), added
+
+    def _of_paths(self, past: Past, common: Popularity, paths: Paths) -> tuple[Array, Array]:
+        """Place of what paths lead to among the answers, -1 = none, and what paths add to its score: [b, p] each."""
+        assert self.acquaintance is not None
+        answer = answer_of(past.tables, common, common.relation_of[:, None], paths.objects)
+        return answer, self.acquaintance(common, paths, answer)
 
     def _rows(self, common: Popularity, scores: Scores) -> Array:
         """Of every entity under each relation: [x, n]."""
@@ -264,6 +315,27 @@ class Compatriots(nnx.Module):
         country = self.countries[...]
         own = country.at[subjects].get(mode="fill", fill_value=-1)
         return (own >= 0) & (own == country[objects])
+
+
+class Acquaintance(nnx.Module):
+    """What paths add to the score of an entity that the subject has not met."""
+
+    def __init__(self, config: ModelConfig, *, key: Array) -> None:
+        keys = jax.random.split(key, 2)
+        f, r2 = len(config.half_lives) + 2, 2 * config.num_relations
+        self.net = Net(2 * f - 1, RELATION_DIM, POPULARITY_HIDDEN, key=keys[0])
+        self.path_relations = nnx.Param(_small_normal(keys[1], (r2, RELATION_DIM)))
+        self.relation_weights = nnx.Param(jnp.zeros((r2, 2 * f - 1)))
+        self.bias = nnx.Param(jnp.zeros(r2))
+
+    def __call__(self, common: Popularity, paths: Paths, answer: Array) -> Array:
+        """For each query and what paths lead to, with its place among the answers, -1 = none: [b, p]."""
+        relation = common.relations[common.relation_of]
+        answers = jnp.where((answer >= 0)[..., None], common.answers[jnp.maximum(answer, 0)], 0)
+        features = jnp.concatenate([paths.features, answers], axis=-1)
+        found = self.net(features, self.path_relations[...].at[relation].get(mode="clip")[:, None])
+        found += jnp.einsum("bpf,bf->bp", features, self.relation_weights[...].at[relation].get(mode="clip"))
+        return found + self.bias[...].at[relation].get(mode="clip")[:, None]
 
 
 def set_countries(model: nnx.Module, countries: ArrayLike) -> None:

@@ -56,6 +56,8 @@ def _summary(contents: dict[str, Any], result: dict[str, Any]) -> str:
         rows["facts counted"] = "all"
         if config["num_countries"]:
             rows["countries told apart"] = f"{config['num_countries']:,}"
+        if config["num_paths"]:
+            rows["paths followed to"] = f"{config['num_paths']:,} entities of each subject"
     if model_type != "counts":
         rows["embedding dimension"] = str(config["embedding_dim"])
         rows["history length"] = f"{config['history_length']} snapshots"

@@ -35,6 +35,7 @@ class CountModel(nn.Module):
         self.next_relation = nn.Parameter(0.3 * torch.randn(r2, 2 * RELATION_DIM))
         self.last_relation = nn.Parameter(torch.zeros(r2, 2 * RELATION_DIM))
         self.compatriots = Compatriots(config) if config.num_countries else None
+        self.acquaintance = Acquaintance(config) if config.num_paths else None
 
     def forward(self, counts: Counts) -> Tensor:
         """Scores of every entity as object, their log-probabilities up to a constant of the query: [b, n]."""
@@ -45,7 +46,15 @@ class CountModel(nn.Module):
             direction, features = self._of_answers(counts)
             more = self.compatriots(counts, direction, features)[counts.relation_of]
             scores = scores + torch.where(self.compatriots.of(counts.subjects), more, 0)
-        return scores.index_put((counts.query, counts.objects), met)
+        scores = scores.index_put((counts.query, counts.objects), met)
+        if self.acquaintance is None:
+            return scores
+        query, place = torch.nonzero(counts.path_objects < scores.shape[1], as_tuple=True)
+        objects = counts.path_objects[query, place]
+        slot = counts.relation_of[query]
+        features = torch.cat([counts.path_features[query, place], counts.answers[slot, objects]], dim=1)
+        added = self.acquaintance(counts.relations[slot], features)
+        return scores.index_put((query, objects), added, accumulate=True)
 
     def popularity(self, counts: Counts) -> Tensor:
         """Of every entity under each relation: [x, n]."""
@@ -97,6 +106,23 @@ class Compatriots(nn.Module):
         """Which entities are of each subject's country: bool [b, n]."""
         own = self.countries[subjects].unsqueeze(1)
         return (own >= 0) & (own == self.countries)
+
+
+class Acquaintance(nn.Module):
+    """What paths add to the score of an entity that the subject has not met."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        f, r2 = len(config.half_lives) + 2, 2 * config.num_relations
+        self.net = Net(2 * f - 1, RELATION_DIM, POPULARITY_HIDDEN)
+        self.path_relations = nn.Parameter(0.3 * torch.randn(r2, RELATION_DIM))
+        self.relation_weights = nn.Parameter(torch.zeros(r2, 2 * f - 1))
+        self.bias = nn.Parameter(torch.zeros(r2))
+
+    def forward(self, relations: Tensor, features: Tensor) -> Tensor:
+        """Of relations [x] and features [x, 2f - 1], of paths and of ``(r, o)``: [x]."""
+        own = (features * self.relation_weights[relations]).sum(dim=1)
+        return self.net(features, self.path_relations[relations]) + own + self.bias[relations]
 
 
 class Net(nn.Module):

@@ -26,6 +26,33 @@ class Meetings(NamedTuple):
     features: np.ndarray
 
 
+class Paths(NamedTuple):
+    """Entities that a subject has not met, but those who met the same as it, p of them; n = no more.
+
+    Attributes:
+        objects: int64 [p].
+        features: float32 [p, k + 1], of each half-life, then plain.
+    """
+
+    objects: np.ndarray
+    features: np.ndarray
+
+
+class _Edges(NamedTuple):
+    """Two that have met, in both directions, e of them.
+
+    Attributes:
+        first, second: int64 [e].
+        counts: float64 [k + 1, e], of facts between them, decayed and plain.
+        unit: float64 [e], of ``log(1 + facts)``, over the norm of the second one's.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    counts: np.ndarray
+    unit: np.ndarray
+
+
 class Counts(NamedTuple):
     """What is counted for b queries ``(s, r, ?)`` of x distinct relations; they have m meetings.
 
@@ -41,6 +68,8 @@ class Counts(NamedTuple):
         query, objects: int64 [m], a query and an entity that its subject has met.
         meetings: float32 [m, 3f], of ``(s, r, o)``, and of the two in the query's direction and in the other.
         last_relations: int64 [m].
+        path_objects: int64 [b, p], see :class:`Paths`.
+        path_features: float32 [b, p, k + 1].
     """
 
     entities: Values
@@ -53,17 +82,20 @@ class Counts(NamedTuple):
     objects: Values
     meetings: Values
     last_relations: Values
+    path_objects: Values
+    path_features: Values
 
 
 class PastCounts:
     """Counts as of a time. Those of a subject or a relation are kept once they were asked for."""
 
-    def __init__(self, facts: KnownFacts, time: int, *, half_lives: tuple[float, ...]) -> None:
-        """All the facts lie before the time; half-lives in steps."""
+    def __init__(self, facts: KnownFacts, time: int, *, half_lives: tuple[float, ...], num_paths: int = 0) -> None:
+        """All the facts lie before the time; half-lives in steps; ``num_paths`` as the model was trained."""
         self.facts, self.time = facts, time
-        self._half_lives = half_lives
+        self._half_lives, self._num_paths = half_lives, num_paths
         self._answers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._meetings: dict[int, Meetings] = {}
+        self._paths: dict[int, Paths] = {}
 
     def of(self, subjects: np.ndarray, relations: np.ndarray) -> Counts:
         """Counts for queries int64 [b]; relations with inverses."""
@@ -73,6 +105,7 @@ class PastCounts:
             objects, features = self._answers_of(relation)
             answers[slot, objects] = features
         met = [self._meetings_of(subject) for subject in subjects.tolist()]
+        led_to = [self._paths_of(subject) for subject in subjects.tolist()]
         parts = [self._row(*query) for query in zip(subjects.tolist(), relations.tolist(), met, strict=True)]
         return Counts(
             entities=self._entities,
@@ -85,6 +118,8 @@ class PastCounts:
             objects=np.concatenate([found.objects for found in met]),
             meetings=np.concatenate([features for _, features in parts]),
             last_relations=np.concatenate([found.last_relations for found in met]),
+            path_objects=np.stack([found.objects for found in led_to]),
+            path_features=np.stack([found.features for found in led_to]),
         )
 
     @cached_property
@@ -118,6 +153,41 @@ class PastCounts:
             features[places // size, np.searchsorted(objects, places % size)] = found
             self._meetings[subject] = Meetings(objects, latest[objects] % num_relations, features)
         return self._meetings[subject]
+
+    def _paths_of(self, subject: int) -> Paths:
+        """As :mod:`geopol_tkg.data.paths` defines them."""
+        if subject not in self._paths:
+            size, half_lives = self.facts.num_entities, self._half_lives
+            found = Paths(np.full(self._num_paths, size), np.zeros((self._num_paths, len(half_lives) + 1), np.float32))
+            if self._num_paths:
+                first, second, counts, unit = self._edges
+                own = first == subject
+                sums = np.zeros((len(counts), size))
+                for number, own_counts in enumerate(counts[:, own]):
+                    similar = np.bincount(first, unit * np.bincount(second[own], own_counts, size)[second], size)
+                    sums[number] = np.bincount(second, unit * similar[first], size)
+                total = sums.sum(axis=0)
+                total[subject] = total[second[own]] = 0
+                objects = np.lexsort((np.arange(size), -total.astype(np.float32)))[: self._num_paths]
+                objects = objects[total[objects] > 0]
+                found.objects[: len(objects)] = objects
+                found.features[: len(objects)] = np.log1p(SCALE * sums[:, objects]).T
+            self._paths[subject] = found
+        return self._paths[subject]
+
+    @cached_property
+    def _edges(self) -> _Edges:
+        facts, size = self.facts.quadruples, self.facts.num_entities
+        facts = facts[facts[:, 0] != facts[:, 2]].astype(np.int64)
+        pairs, which = np.unique(np.sort(facts[:, [0, 2]], axis=1) @ [size, 1], return_inverse=True)
+        ages = self.time - facts[:, 3]
+        rates = [*(1 / life for life in self._half_lives), 0]
+        counts = np.stack([np.bincount(which, np.exp2(-ages * rate), len(pairs)) for rate in rates])
+        low, high = np.divmod(pairs, size)
+        first, second = np.concatenate([low, high]), np.concatenate([high, low])
+        values = np.tile(np.log1p(counts[-1]), 2)
+        norms = np.sqrt(np.bincount(second, values**2, size))
+        return _Edges(first, second, np.tile(counts, 2), values / norms[second])
 
     def _row(self, subject: int, relation: int, met: Meetings) -> tuple[np.ndarray, np.ndarray]:
         """Features of ``(s, r)`` [f], and of meetings under it [m, 3f]."""

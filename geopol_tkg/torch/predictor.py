@@ -298,7 +298,8 @@ class TKGPredictor:
         """The counting model's scores [b, n]."""
         past = self._counted
         if past is None or past.facts is not facts or past.time != time:
-            past = self._counted = PastCounts(facts, time, half_lives=self.config.half_lives)
+            config = self.config
+            past = self._counted = PastCounts(facts, time, half_lives=config.half_lives, num_paths=config.num_paths)
         scores = torch.empty(len(subjects), self.config.num_entities, device=self.device)
         for first in range(0, len(subjects), _BLOCK):
             block = slice(first, first + _BLOCK)

@@ -10,7 +10,8 @@ from flax import nnx
 from jax import Array
 
 from geopol_tkg.config import TrainConfig
-from geopol_tkg.data.counts import CountSizes, CountTables
+from geopol_tkg.data.counts import CountSizes, CountTables, Values
+from geopol_tkg.data.paths import PathIndex, Paths
 from geopol_tkg.models.blocks import sum_over_blocks
 from geopol_tkg.models.counts import Truths
 from geopol_tkg.models.past import CountShape, past_of, spread
@@ -39,6 +40,23 @@ class CountStepShape(NamedTuple):
     block: CountShape
 
 
+class PathsAsked(NamedTuple):
+    """Paths of every subject and time that is asked of, once.
+
+    Attributes:
+        found: of u subjects.
+        of_query: int32 [p], which of them each distinct query reads.
+    """
+
+    found: Paths
+    of_query: Values
+
+    def of(self, row: Array) -> Paths:
+        """On the device, of distinct queries [b]."""
+        own = self.of_query[row]
+        return Paths(self.found.objects[own], self.found.features[own])
+
+
 @dataclass(frozen=True)
 class CountPlan:
     """All optimiser steps of an epoch, as :class:`geopol_tkg.training.plan.StepPlan` has them.
@@ -49,6 +67,7 @@ class CountPlan:
         asked: what the steps ask; answers are all that is true at the time, whichever step has its query.
         ranks: int32 [q], which of the entities that its subject meets each target is, in the order of meeting.
         step_of: int32 [q], the step of each target's query.
+        paths: where the model looks at them.
     """
 
     queries: np.ndarray
@@ -58,6 +77,7 @@ class CountPlan:
     asked: Asked
     ranks: np.ndarray
     step_of: np.ndarray
+    paths: PathsAsked | None
     shape_of: np.ndarray
     shapes: tuple[CountStepShape, ...]
 
@@ -72,11 +92,14 @@ class CountStepData(NamedTuple):
     asked: Asked
     ranks: Array
     step_of: Array
+    paths: PathsAsked | None
     counts: Array
     times: Array
 
 
-def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int, config: TrainConfig) -> CountPlan:
+def plan_count_steps(
+    facts: np.ndarray, *, sizes: CountSizes, paths: PathIndex | None, num_relations: int, config: TrainConfig
+) -> CountPlan:
     """Cut the training facts [f, 4] into steps, as :func:`geopol_tkg.training.plan.plan_steps` does.
 
     Raises:
@@ -103,8 +126,26 @@ def plan_count_steps(facts: np.ndarray, *, sizes: CountSizes, num_relations: int
     ranks = sizes.ranks(both[:, 0], both[:, 2])[order]
     step_of = np.repeat(np.arange(len(starts), dtype=np.int32), counts)[order]
     return CountPlan(
-        both[:, :3], starts, counts, times, asked, ranks, step_of, shape_of.astype(np.int32), tuple(shapes)
+        queries=both[:, :3],
+        starts=starts,
+        counts=counts,
+        times=times,
+        asked=asked,
+        ranks=ranks,
+        step_of=step_of,
+        paths=None if paths is None else _paths(paths, asked, times),
+        shape_of=shape_of.astype(np.int32),
+        shapes=tuple(shapes),
     )
+
+
+def _paths(index: PathIndex, asked: Asked, times: np.ndarray) -> PathsAsked:
+    time_of = np.repeat(times, asked.counts)
+    keys, of_query = np.unique(time_of.astype(np.int64) << 32 | asked.pairs[:, 0], return_inverse=True)
+    moments, first = np.unique(keys >> 32, return_index=True)
+    subjects = np.split((keys & 0xFFFFFFFF).astype(np.int32), first[1:])
+    parts = [index.of(int(time), own) for time, own in zip(moments, subjects, strict=True)]
+    return PathsAsked(Paths(*map(np.concatenate, zip(*parts, strict=True))), of_query.astype(np.int32))
 
 
 class CountTrainer(Trainer):
@@ -122,20 +163,22 @@ class CountTrainer(Trainer):
         subjects, relations = asked.pairs[row].T
         subjects = jnp.where(mask, subjects, model.config.num_entities)
 
-        def block(rows: tuple[Array, Array, Array]) -> Array:
-            subjects, relations, slices = rows
+        def block(rows: tuple[Array, Array, Array, Array]) -> Array:
+            subjects, relations, slices, row = rows
+            paths = None if data.paths is None else data.paths.of(row)
             query, place, _ = spread(slices, shape.answers)
             objects, ranks, step_of = (
                 values.at[place].get(mode="clip") for values in (asked.targets, data.ranks, data.step_of)
             )
-            nll = model.nll(past, subjects, relations, Truths(query, objects, ranks), shape.block)
+            nll = model.nll(past, subjects, relations, Truths(query, objects, ranks), shape.block, paths)
             return jnp.sum(jnp.where((query < len(subjects)) & (step_of == index), nll, 0))
 
-        loss = sum_over_blocks(block, (subjects, relations, slices), shape.blocks, mask=mask)
+        loss = sum_over_blocks(block, (subjects, relations, slices, row), shape.blocks, mask=mask)
         count = data.counts[index]
         return loss / count, (count, nnx.state(model, FIXED))
 
 
 def put_count_data(plan: CountPlan, tables: CountTables) -> CountStepData:
     """The plan on the default device, beside tables that are there."""
-    return CountStepData(tables, *jax.device_put((plan.asked, plan.ranks, plan.step_of, plan.counts, plan.times)))
+    parts = plan.asked, plan.ranks, plan.step_of, plan.paths, plan.counts, plan.times
+    return CountStepData(tables, *jax.device_put(parts))

@@ -85,7 +85,11 @@ def _counts(dataset: Dataset, context: CountContext, model: ModelConfig, config:
         if value:
             raise UsageError(f"{name} concerns networks: --model counts sums over all entities at no cost")
     plan = plan_count_steps(
-        dataset.facts_through(config.through), sizes=context.sizes, num_relations=dataset.num_relations, config=config
+        dataset.facts_through(config.through),
+        sizes=context.sizes,
+        paths=context.paths,
+        num_relations=dataset.num_relations,
+        config=config,
     )
     optimiser = make_optimiser(config, len(plan))
     graphdef, state = start(model, optimiser, seed=config.seed, countries=_countries(dataset, model))

@@ -260,6 +260,24 @@ def test_countries_from_codes_to_pytorch(world):
     assert call("convert", PRIOR, "--full", "--json").json()["passed"]
 
 
+def test_paths_from_training_to_pytorch(here, tmp_path):
+    followed = f"{tmp_path}/counts_best"
+    own = ("--model-dir", tmp_path, "--logdir", tmp_path / "runs")
+    trained = call(*COUNTS, "--num-paths", "3", "--epochs", "1", *own, "--json")
+    assert trained.json()["model_type"] == "counts"
+    assert manifest(followed)["config"]["num_paths"] == 3
+    for split in ("valid", "test"):
+        assert call("eval", followed, "--split", split, "--json").json()["mrr"] > 0
+    assert call("eval", f"{followed}+{PRIOR}", "--json").code == 0
+    done = call("predict", "ENTITY 0", "042", "--checkpoint", followed, "--explain", "--json")
+    assert all("path" in row["explanation"] for row in done.json()["predictions"])
+    beside = call(*BESIDE[:-1], followed, *own)
+    refused = f"error: {followed}: follows paths, which counts beside a network do not; train without --num-paths"
+    assert (beside.code, beside.error()) == (1, refused)
+    pytest.importorskip("torch")
+    assert call("convert", followed, "--full", "--output", tmp_path / "x.pt", "--json").json()["passed"]
+
+
 REFUSED = {
     "an ensemble with a baseline": (
         ("eval", f"{PRIOR}+recurrency"),

@@ -1,5 +1,6 @@
 """``predict --explain``: what the JSON holds, and the same in words of 80 columns."""
 
+import pytest
 from cli_helpers import call
 
 from geopol_tkg.cli._explanations import explanation_lines
@@ -54,6 +55,7 @@ def test_an_entity_and_itself_and_a_relation_without_facts():
         "forward": once,
         "backward": once,
         "answer": never | {"share": None, "num_facts": 0},
+        "path": None,
         "last_facts": [{"subject": "A", "relation": "r2", "meaning": None, "object": "A", "time": "7"}],
     }
     content = {"subject": "A", "relation": "r1", "meaning": None, "time": "9"}
@@ -65,4 +67,22 @@ def test_an_entity_and_itself_and_a_relation_without_facts():
         "   any relation: 1 A → A; the last:",
         "     7  A → A  r2",
         "   there is no fact r1 yet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "known"),
+    [("object", 1, "one has met both it and C,"), ("subject", 12, "12 have met both it and C,")],
+)
+def test_a_path_is_said_in_words(asked, count, known):
+    never = {"count": 0, "last_seen": None}
+    said = {"basis": "popularity", "fact": never, "forward": never, "backward": never, "last_facts": []}
+    said |= {"answer": {"count": 1, "last_seen": "7", "share": 0.5, "num_facts": 2}, "country": None}
+    said |= {"path": {"through": "C", "count": count}}
+    given = "subject" if asked == "object" else "object"
+    content = {given: "A", "relation": "r1", "meaning": None, "time": "9"}
+    assert list(explanation_lines(content | {"predictions": [{asked: "B", "explanation": said}]}, asked))[2:] == [
+        "1. B: never met, but paths lead to it",
+        f"   {known} whom A has met",
+        f"   {asked} in 1 of 2 facts r1, with anybody: 50.0 %",
     ]

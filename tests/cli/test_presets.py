@@ -40,7 +40,14 @@ COMMON = {
 OWN = {  # of no paper
     "counts-gdelt": {"epochs": 1, "train_window": 240, "lr": 0.003, "schedule": "cosine"},
     "counts-icews14s": {"epochs": 15, "countries": True, "train_window": 0, "lr": 0.003, "schedule": "cosine"},
-    "counts-yago": {"epochs": 10, "train_window": 10, "lr": 0.01, "schedule": "cosine"},
+    "counts-yago": {
+        "num_paths": 64,
+        "epochs": 10,
+        "train_window": 10,
+        "batch_size": 512,
+        "lr": 0.01,
+        "schedule": "cosine",
+    },
 }
 BESIDE = "regcn-counts-icews14s"
 NAMES = sorted((*OWN, *PUBLISHED, BESIDE))

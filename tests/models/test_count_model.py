@@ -13,6 +13,7 @@ from geopol_tkg.checkpoint import fill, flatten
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset, Split, with_inverses
+from geopol_tkg.data.paths import PathIndex
 from geopol_tkg.data.time_axis import TimeAxis
 from geopol_tkg.evaluation.evaluator import evaluate
 from geopol_tkg.models.base import Block
@@ -27,7 +28,9 @@ HALF_LIVES = (0.5, 3.0)
 NO_ROOM = CountShape(1, 1, 1, 1, 1)
 COUNTRIES = np.arange(N, dtype=np.int32) % 4 - 1  # -1 = none
 COUNTRIES[[HUB, NEVER]] = 2
-CONFIG = ModelConfig(model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES, num_countries=3)
+CONFIG = ModelConfig(
+    model_type="counts", num_entities=N, num_relations=R, half_lives=HALF_LIVES, num_countries=3, num_paths=N
+)
 EVERY_QUERY = np.array([(s, r) for s in range(N) for r in range(2 * R)], np.int32).T
 GRAPHDEF, SKELETON, FIXED = nnx.split(
     nnx.eval_shape(lambda: CountModel(CONFIG, key=jax.random.key(0))), nnx.Param, nnx.Not(nnx.Param)
@@ -70,6 +73,7 @@ class World:
         tables = CountTables.build(facts, num_entities=N, num_relations=R, half_lives=HALF_LIVES)
         self._sizes = CountSizes(tables, num_relations=R)
         self._tables = jax.device_put(tables)
+        self._paths = PathIndex(facts, num_entities=N, half_lives=HALF_LIVES, num_paths=CONFIG.num_paths)
         pairs = np.unique(with_inverses(facts, R)[:, [0, 2]], axis=0)
         self._ranks = np.full((N + 1, N), 1000)  # of those that never meet
         self._ranks[*pairs.T] = self._sizes.ranks(*pairs.T)
@@ -87,9 +91,13 @@ class World:
     def past(self, time):
         return past_of(self._tables, jnp.int32(time), HALF_LIVES)
 
+    def paths(self, time, queries):
+        return self._paths.of(time, queries[0])
+
     def scores(self, time, queries=EVERY_QUERY, weights=WEIGHTS, *, shape=None):
         state = fill(SKELETON, weights)
-        return np.asarray(_scores(state, self.past(time), *queries, shape=shape or self.room(queries)))
+        paths = self.paths(time, queries)
+        return np.asarray(_scores(state, self.past(time), *queries, paths, shape=shape or self.room(queries)))
 
     def truths(self, queries, owners, objects):
         """Objects of some queries; padding has no subject."""
@@ -101,34 +109,35 @@ class World:
         function = _dense if dense else _sparse
         shape, mask = self.room(queries), queries[0] < N
         truths = targets if dense else self.truths(queries, np.arange(len(targets)), targets)
-        (_, nll), gradient = function(fill(SKELETON, weights), self.past(time), *queries, truths, mask, shape=shape)
+        asked = self.past(time), *queries, self.paths(time, queries)
+        (_, nll), gradient = function(fill(SKELETON, weights), *asked, truths, mask, shape=shape)
         return np.asarray(nll), flatten(gradient)
 
 
 @partial(jax.jit, static_argnames="shape")
-def _scores(state, past, subjects, relations, *, shape):
-    return nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
+def _scores(state, past, subjects, relations, paths, *, shape):
+    return nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape, paths)
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _sparse(state, past, subjects, relations, truths, mask, *, shape):
-    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape)
+def _sparse(state, past, subjects, relations, paths, truths, mask, *, shape):
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape, paths)
     return jnp.sum(jnp.where(mask, nll, 0)), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _dense(state, past, subjects, relations, targets, mask, *, shape):
-    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
+def _dense(state, past, subjects, relations, paths, targets, mask, *, shape):
+    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape, paths)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[:, None], axis=1)[:, 0]
     return jnp.sum(jnp.where(mask, nll, 0)), nll
 
 
 @partial(jax.jit, static_argnames="shape")
-def _nll_of_every_target(state, past, subjects, relations, truths, *, shape):
+def _nll_of_every_target(state, past, subjects, relations, paths, truths, *, shape):
     model = nnx.merge(GRAPHDEF, state, FIXED)
-    return jax.lax.map(lambda own: model.nll(past, subjects, relations, own, shape), truths)
+    return jax.lax.map(lambda own: model.nll(past, subjects, relations, own, shape, paths), truths)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +154,11 @@ class Reference:
         past = [fact for fact in facts.tolist() if fact[3] < time]
         self._times = defaultdict(list)
         self._last = {}
+        self._meetings = defaultdict(list)
+        for s, _, o, t in past:
+            if s != o:
+                self._meetings[s, o].append(t)
+                self._meetings[o, s].append(t)
         for s, r, o, t in past + [(o, r + R, s, t) for s, r, o, t in past]:
             is_inverse = r >= R
             for key in ((s, r, o), ("row", s, r), ("answer", r, o), ("pair", is_inverse, s, o), (is_inverse, o)):
@@ -172,11 +186,37 @@ class Reference:
         own = np.array([*self.features("answer", r, o), *entity])
         return score + self.net(f"{where}answer_net", own, self._weights[f"{where}answer_relations"][r])
 
+    def paths(self, s):
+        """For each half-life, then plain: [k + 1, n]."""
+        known = np.zeros((N, N))
+        for pair, times in self._meetings.items():
+            known[pair] = np.log(1 + len(times))
+        norms = np.linalg.norm(known, axis=0)
+        found = np.zeros((len(HALF_LIVES) + 1, N))
+        for (subject, x), times in self._meetings.items():
+            if subject == s:
+                counts = [sum(2 ** (-(self._time - t) / life) for t in times) for life in HALF_LIVES]
+                for o in range(N):
+                    if norms[o]:
+                        cosine = known[:, x] @ known[:, o] / norms[x] / norms[o]
+                        found[:, o] += np.array([*counts, len(times)]) * cosine
+        return found
+
+    def of_path(self, s, r, o):
+        """What paths add."""
+        if s == o or not self._of_paths[s][-1, o]:
+            return 0
+        features = np.array([*np.log(1 + 20 * self._of_paths[s][:, o]), *self.features("answer", r, o)])
+        score = self.net("acquaintance/net", features, self._weights["acquaintance/path_relations"][r])
+        return (
+            score + features @ self._weights["acquaintance/relation_weights"][r] + self._weights["acquaintance/bias"][r]
+        )
+
     def history(self, s, r, o):
         if (s, o) not in self._last:
             if COUNTRIES[s] < 0 or COUNTRIES[s] != COUNTRIES[o]:
-                return 0
-            return self._of_compatriots[r, o]
+                return self.of_path(s, r, o)
+            return self._of_compatriots[r, o] + self.of_path(s, r, o)
         is_inverse = r >= R
         features = [
             *self.features(s, r, o),
@@ -194,6 +234,7 @@ class Reference:
     def scores(self):
         popularity = np.array([[self.popularity(r, o) for o in range(N)] for r in range(2 * R)])
         more = [[self.popularity(r, o, where="compatriots/") for o in range(N)] for r in range(2 * R)]
+        self._of_paths = [self.paths(s) for s in range(N)]
         self._of_compatriots = np.array(more) + self._weights["compatriots/relation_bias"][:, None]
         return np.array([popularity[r] + [self.history(s, r, o) for o in range(N)] for s, r in EVERY_QUERY.T])
 
@@ -256,22 +297,23 @@ def test_the_loss_of_every_target(world):
     owners = np.arange(EVERY_QUERY.shape[1])
     each = [world.truths(EVERY_QUERY, owners, np.full_like(owners, target)) for target in range(N)]
     truths = jax.tree.map(lambda *parts: np.stack(parts), *each)
-    nll = _nll_of_every_target(fill(SKELETON, WEIGHTS), world.past(4), *EVERY_QUERY, truths, shape=shape)
+    asked = world.past(4), *EVERY_QUERY, world.paths(4, EVERY_QUERY)
+    nll = _nll_of_every_target(fill(SKELETON, WEIGHTS), *asked, truths, shape=shape)
     np.testing.assert_allclose(-nll.T, log_softmax(world.scores(4)), rtol=1e-5, atol=2e-5)
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _of_truths(state, past, subjects, relations, truths, *, shape):
-    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape)
+def _of_truths(state, past, subjects, relations, paths, truths, *, shape):
+    nll = nnx.merge(GRAPHDEF, state, FIXED).nll(past, subjects, relations, truths, shape, paths)
     nll = jnp.where(truths.query < len(subjects), nll, 0)
     return jnp.sum(nll), nll
 
 
 @partial(jax.jit, static_argnames="shape")
 @partial(jax.value_and_grad, has_aux=True)
-def _dense_filtered(state, past, subjects, relations, truths, excluded, *, shape):
-    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape)
+def _dense_filtered(state, past, subjects, relations, paths, truths, excluded, *, shape):
+    scores = nnx.merge(GRAPHDEF, state, FIXED).scores(past, subjects, relations, shape, paths)
     own = scores.at[truths.query].get(mode="clip")
     kept = jax.nn.log_softmax(jnp.where(excluded, -jnp.inf, own))
     nll = -jnp.take_along_axis(kept, truths.objects[:, None], axis=1)[:, 0]
@@ -300,7 +342,7 @@ def test_other_truths_of_a_query_are_no_candidates(world, time):
         excluded[i, truths.objects[j]] = True
     assert excluded.any()
     shape = CountShape(*map(max, zip(*(world.room(rows[:, :2].T) for rows in ASKED.values()), strict=True)))
-    arguments = (fill(SKELETON, WEIGHTS), world.past(time), *queries, truths)
+    arguments = (fill(SKELETON, WEIGHTS), world.past(time), *queries, world.paths(time, queries), truths)
     (_, nll), gradient = _of_truths(*arguments, shape=shape)
     (_, wanted), wanted_gradient = _dense_filtered(*arguments, excluded, shape=shape)
     np.testing.assert_allclose(nll, wanted, rtol=1e-4, atol=2e-5)
@@ -341,6 +383,8 @@ CONCENTRATED = {
     "the subject's country holds all": {"compatriots_relation_bias": bias(40)},
     "the subject's country holds nothing": {"compatriots_relation_bias": bias(-60)},
     "some of the subject's country hold much": by_plain_count("compatriots_entity_net", 1),
+    "what paths lead to holds all": {"acquaintance_bias": bias(40)},
+    "what paths lead to holds nothing": {"acquaintance_bias": bias(-60)},
 }
 
 

@@ -27,7 +27,7 @@ from geopol_tkg.torch.facts import KnownFacts
 from geopol_tkg.torch.modules import build_network, parameter_count
 from geopol_tkg.torch.past import Counts, PastCounts
 
-CONFIG = make_config("counts", half_lives=(0.5, 3.0), num_countries=2)
+CONFIG = make_config("counts", half_lives=(0.5, 3.0), num_countries=2, num_paths=3)
 COUNTRIES = np.arange(N, dtype=np.int32) % 3 - 1  # -1 = none
 ALL = np.stack(np.meshgrid(np.arange(N), np.arange(2 * R)), axis=-1).reshape(-1, 2).T
 CUT = 5
@@ -49,7 +49,8 @@ def known(facts, time):
 
 
 def counted(facts, time):
-    return PastCounts(known(facts[facts[:, 3] < time], time), time, half_lives=CONFIG.half_lives)
+    past = known(facts[facts[:, 3] < time], time)
+    return PastCounts(past, time, half_lives=CONFIG.half_lives, num_paths=CONFIG.num_paths)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,7 @@ def test_an_updated_predictor_is_one_that_was_converted_later(result, dataset, p
 def test_the_card_says_what_the_model_is(result, dataset):
     card = Path(result["card"]).read_text(encoding="utf-8")
     assert "| counts halve in | 0.5, 3 steps |" in card
+    assert "| paths followed to | 3 entities of each subject |" in card
     assert "Ranks the entities that complete a fact" in card
     assert f"up to {dataset.time_axis.label(LAST)}" in card
     assert "Gastinger" in card
@@ -263,7 +265,8 @@ def beside(request, dataset, tmp_path_factory):
     """A network with a counting model beside it: its conversion, and how to repeat it for another file."""
     config = make_config(request.param, count_prior=True, half_lives=CONFIG.half_lives, num_countries=2)
     history = build_for(dataset, window=config.history_window)
-    own = make_checkpoint(config, dataset, random_arrays(config) | {f"counts/{k}": v for k, v in WEIGHTS.items()})
+    counts = {f"counts/{name}": array for name, array in WEIGHTS.items() if not name.startswith("acquaintance/")}
+    own = make_checkpoint(config, dataset, random_arrays(config) | counts)
     again = partial(convert, own, dataset, history)
     folder = tmp_path_factory.mktemp("beside")
     return again(output=folder / "x.pt", rank=partial(evaluate, dataset=dataset)), again

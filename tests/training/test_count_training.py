@@ -18,7 +18,7 @@ from geopol_tkg.training.loop import Standing, fit
 from geopol_tkg.training.plan import MAX_SHAPES
 from geopol_tkg.training.prepare import prepare
 
-CONFIG = make_config("counts", half_lives=(1.0, 3.0))
+CONFIG = make_config("counts", half_lives=(1.0, 3.0), num_paths=3)
 KEY = jax.random.key(7)
 DATASET = make_dataset(size=300)
 

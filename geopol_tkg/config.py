@@ -81,7 +81,7 @@ class TrainConfig:
     epochs: int = 100
     lr: float = 1e-3
     train_window: int = 0  # steps at the end of train whose facts are learned; 0 = all
-    batch_size: int = 1024  # queries per optimiser step; 0 = a whole timestamp
+    batch_size: int = 1024  # queries, two for each fact, per optimiser step; 0 = a whole timestamp
     block_size: int = 1024  # distinct queries of a step scored at once; larger steps go block by block
     num_negatives: int = 0  # entities a step's softmax is estimated from; 0 = all, exactly
     label_smoothing: float = 0.0  # share of a target's weight that all candidates divide

@@ -4,6 +4,7 @@ No network is taken apart here: facts that it could see are counted, whatever it
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -54,9 +55,9 @@ class Past:
         direction: Literal["object", "subject"],
         time: int,
         countries: Countries | None = None,
-        with_paths: bool = False,
+        led_to: np.ndarray | None = None,
     ) -> None:
-        """The past of a time index; ``countries`` are those that the model tells apart, paths what it follows."""
+        """The past of a time index; countries that the model tells apart, entities to which it has followed paths."""
         facts = dataset.facts[: np.searchsorted(dataset.facts[:, 3], time)]
         given, asked = (0, 2) if direction == "object" else (2, 0)
         forward, backward = facts[facts[:, given] == entity], facts[facts[:, asked] == entity]
@@ -64,7 +65,8 @@ class Past:
         self._dataset = dataset
         self._countries = countries
         self._entity = entity
-        self._facts = facts if with_paths else None
+        self._led_to = set() if led_to is None else set(led_to.tolist())
+        self._facts = facts
         self._num_answers = len(of_relation)
         self.forward = Tally.of(forward, asked, dataset.num_entities)
         self.backward = Tally.of(backward, given, dataset.num_entities)
@@ -111,18 +113,20 @@ class Past:
         return self._countries.names[own] if own >= 0 and own == other else None
 
     def _path(self, candidate: int) -> dict[str, Any] | None:
-        """Which of those that the query's entity has met most of the candidate's have met; None if the two have met."""
-        if self._facts is None or candidate == self._entity or candidate in self._others:
+        """Which of those that the query's entity has met most of the candidate's have met; None without a path."""
+        if candidate not in self._led_to:
             return None
-        ends = self._facts[:, [0, 2]]
-        ends = ends[ends[:, 0] != ends[:, 1]]
-        both = np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
-        via = both[both[:, 0] == candidate, 1]
-        reached = np.bincount(both[np.isin(both[:, 0], via), 1], minlength=self._dataset.num_entities)
-        met = np.setdiff1d(self._others, [self._entity])
-        if not len(met) or not (most := int(reached[met].max())):
-            return None
-        return {"through": self._dataset.entities[met[reached[met].argmax()]], "count": most}
+        first, second = self._meetings.T
+        reached = np.bincount(second[np.isin(first, second[first == candidate])], minlength=self._dataset.num_entities)
+        met = second[first == self._entity]
+        most = met[reached[met].argmax()]
+        return {"through": self._dataset.entities[most], "count": int(reached[most])}
+
+    @cached_property
+    def _meetings(self) -> np.ndarray:
+        """Who has met whom, in both directions: int32 [m, 2]."""
+        ends = self._facts[self._facts[:, 0] != self._facts[:, 2]][:, [0, 2]]
+        return np.unique(np.concatenate([ends, ends[:, ::-1]]), axis=0)
 
     def _described(self, tally: Tally, candidate: int) -> dict[str, Any]:
         count = int(tally.count[candidate])

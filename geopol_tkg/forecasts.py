@@ -15,6 +15,7 @@ from geopol_tkg.data.cameo_words import relation_meaning
 from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
+from geopol_tkg.data.paths import PathIndex
 from geopol_tkg.errors import CheckpointError, DataError, unknown_label
 from geopol_tkg.explain import Past
 from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
@@ -45,9 +46,10 @@ class LoadedModel:
     def tells_countries_apart(self) -> bool:
         return self.checkpoint.config.num_countries > 0
 
-    @property
-    def follows_paths(self) -> bool:
-        return self.checkpoint.config.num_paths > 0
+    def led_to(self, entity: int, time: int) -> np.ndarray:
+        """Entities to which the model follows paths from one, before a time, in the checkpoint's ids: int32 [p]."""
+        index = PathIndex.of_model(self.alignment.known.facts, self.checkpoint.config)
+        return np.empty(0, np.int32) if index is None else index.of(time, np.array([entity])).objects[0]
 
     @property
     def trained_until(self) -> int:
@@ -99,9 +101,9 @@ class LoadedEnsemble(LoadedModel):
     def tells_countries_apart(self) -> bool:
         return any(member.tells_countries_apart for member in self.members)
 
-    @property
-    def follows_paths(self) -> bool:
-        return any(member.follows_paths for member in self.members)
+    def led_to(self, entity: int, time: int) -> np.ndarray:
+        """Entities to which a member follows paths."""
+        return np.concatenate([member.led_to(entity, time) for member in self.members])
 
     @property
     def trained_until(self) -> int:
@@ -268,12 +270,10 @@ def predict(
     score = model.network_forecaster().at(time)
     scores = np.asarray(score(np.array([subject], np.int32), np.array([query], np.int32)))[0]
     probability = probabilities(scores, model.temperature)
-    countries = None
+    countries, led_to = None, model.led_to(subject, time) if explain else None
     if explain and model.tells_countries_apart:
         countries = Countries.from_labels(known.entities, entity_kind=known.entity_kind)
-    past = Past(
-        known, subject, base, direction=direction, time=time, countries=countries, with_paths=model.follows_paths
-    )
+    past = Past(known, subject, base, direction=direction, time=time, countries=countries, led_to=led_to)
     predictions = [
         {
             direction: known.entities[i],

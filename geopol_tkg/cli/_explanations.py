@@ -23,8 +23,7 @@ def explanation_lines(content: dict[str, Any], asked: str) -> Iterator[str]:
     for place, row in enumerate(content["predictions"], 1):
         said, candidate = row["explanation"], row[asked]
         subject, object_ = (content["subject"], candidate) if asked == "object" else (candidate, content["object"])
-        head = "never met, but paths lead to it" if said["path"] else _HEADS[said["basis"]]
-        yield from _wrapped(f"{place}. {candidate}: {head}", indent=0)
+        yield from _wrapped(f"{place}. {candidate}: {_HEADS[said['basis']]}", indent=0)
         if said["last_facts"]:
             yield from _wrapped(f"{subject} → {object_} {act}: {_times(said['fact'])}", indent=3)
             yield from _wrapped(f"any relation: {_meetings(said, subject, object_)}; the last:", indent=3)
@@ -36,7 +35,7 @@ def explanation_lines(content: dict[str, Any], asked: str) -> Iterator[str]:
                 yield from _wrapped(f"both are of {said['country']}, which the model knows", indent=3)
             if path := said["path"]:
                 others = "one has" if path["count"] == 1 else f"{path['count']:,} have"
-                known = f"{others} met both it and {path['through']}, whom {content[_OTHER[asked]]} has met"
+                known = f"but {others} met both it and {path['through']}, whom {content[_OTHER[asked]]} has met"
                 yield from _wrapped(known, indent=3)
         yield from _wrapped(_share(said["answer"], asked, act), indent=3)
 

@@ -62,6 +62,8 @@ def train(
         files.check(resume=resume, overwrite=overwrite or dry_run)
         validation = _Validation(dataset, signals)
         history = _history(dataset, model.history_window, output) if uses_vocabulary(model) else None
+        if model.num_paths:
+            output.note("following paths from every subject, at every time that is learned from")
         run = TrainingRun(
             dataset,
             history,
@@ -167,7 +169,8 @@ def load_prior(stem: Path, dataset: Dataset, model: ModelType, config: TrainConf
     if prior.config.model_type != "counts":
         raise CheckpointError(f"{stem}: is a {prior.config.model_type}; --count-prior wants one of --model counts")
     if prior.config.num_paths:
-        raise CheckpointError(f"{stem}: follows paths, which counts beside a network do not; train without --num-paths")
+        advice = "train it with --num-paths 0"
+        raise CheckpointError(f"{stem}: follows paths, which counts beside a network do not; {advice}")
     _require_dataset(stem, prior, dataset, "train --model counts on this one first")
     if prior.trained_until > dataset.split.bounds(config.through)[1]:
         raise CheckpointError(f"{stem}: learned from facts after {config.through}; name one that did not")

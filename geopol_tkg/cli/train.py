@@ -160,7 +160,7 @@ def command(
         int, _run("Steps at the end of train to learn from; 0 = all. Earlier facts stay in the past.", min=0)
     ] = _DEFAULTS.train_window,
     batch_size: Annotated[
-        int, _run("Queries per optimiser step, of one timestamp; 0 = all of a timestamp.", min=0)
+        int, _run("Queries (two for each fact) per optimiser step, of one timestamp; 0 = all of it.", min=0)
     ] = _DEFAULTS.batch_size,
     block_size: Annotated[
         int, _run("Distinct (s, r, ?) of a step scored at once; more are worked through block by block.", min=1)

@@ -15,6 +15,8 @@ from geopol_tkg.data.history import HistoryIndex
 
 Values = Any  # a NumPy array on the host, or its copy on a device
 
+SCALE = 20.0  # counts enter as log(1 + SCALE * count)
+
 
 class Occurrences(NamedTuple):
     """When each of m keys occurred, and how often until then.

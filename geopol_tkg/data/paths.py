@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from geopol_tkg.data.counts import Values
+from geopol_tkg.config import ModelConfig
+from geopol_tkg.data.counts import SCALE, Values
 
-SCALE = 20.0  # counts enter as log(1 + SCALE * count)
+_BLOCK = 256  # subjects at once: what paths lead them to may be nearly everybody
 
 
 class Paths(NamedTuple):
-    """The entities that most paths lead to, p for each of b subjects.
+    """The entities with the largest sum of all their ``c(s, o)``, p for each of b subjects.
 
     Attributes:
         objects: int32 [b, p]; n = no more of them.
@@ -42,27 +43,34 @@ class PathIndex:
         pairs, self._pair = np.unique(low * num_entities + high, return_inverse=True)
         self._ends = np.stack([pairs // num_entities, pairs % num_entities])
         self._times = facts[:, 3]
-        self._size, self._num_paths = num_entities, num_paths
+        self._size, self._num_paths = num_entities, min(num_paths, num_entities)
         self._rates = np.append(1 / np.asarray(half_lives), 0)
         self._reset()
+
+    @classmethod
+    def of_model(cls, facts: np.ndarray, config: ModelConfig) -> "PathIndex | None":
+        """Of facts in a model's ids; None where it follows no paths."""
+        if not config.num_paths:
+            return None
+        return cls(facts, num_entities=config.num_entities, half_lives=config.half_lives, num_paths=config.num_paths)
 
     def of(self, time: int, subjects: np.ndarray) -> Paths:
         """Paths of subjects [b] over the facts before a time; of one that is no entity, none."""
         self._move_to(time)
         distinct, row = np.unique(subjects, return_inverse=True)
-        found = self._most(distinct[distinct < self._size])
-        rows = len(distinct) - len(found.objects)
-        none = Paths(np.full_like(found.objects[:1], self._size, shape=(rows, self._num_paths)), 0)
-        return Paths(
-            np.concatenate([found.objects, none.objects])[row],
-            np.pad(found.features, [(0, rows), (0, 0), (0, 0)])[row],
-        )
+        objects = np.full((len(distinct), self._num_paths), self._size, np.int32)
+        features = np.zeros((*objects.shape, len(self._rates)), np.float32)
+        known = int(np.searchsorted(distinct, self._size))
+        for first in range(0, known, _BLOCK):
+            block = slice(first, min(first + _BLOCK, known))
+            objects[block], features[block] = self._most(distinct[block])
+        return Paths(objects[row], features[row])
 
     def _reset(self) -> None:
         self._time, self._next = int(self._times[0]) if len(self._times) else 0, 0
         self._counts = np.zeros((len(self._rates), self._ends.shape[1]))
-        self._met = sparse.csr_array((self._size, self._size))
-        self._cosine = self._met
+        self._matrices = [sparse.csr_array((self._size, self._size))] * len(self._rates)
+        self._unit = self._matrices[0]
 
     def _move_to(self, time: int) -> None:
         """Count the facts before ``time``, each to weigh ``2 ** (-age / half-life)``."""
@@ -70,6 +78,7 @@ class PathIndex:
             return
         if time < self._time:
             self._reset()
+            self._time = min(self._time, time)  # nothing has been counted that could fade
         end = int(np.searchsorted(self._times, time))
         self._counts *= np.exp2((self._time - time) * self._rates)[:, None]
         new = slice(self._next, end)
@@ -77,10 +86,10 @@ class PathIndex:
             weights = np.exp2((self._times[new] - time) * rate)
             counts += np.bincount(self._pair[new], weights, minlength=len(counts))
         self._time, self._next = time, end
-        self._met = self._matrix(np.log1p(self._counts[-1]))
-        norms = np.sqrt(self._met.multiply(self._met).sum(axis=1))
-        unit = self._met @ sparse.diags_array(1 / np.where(norms > 0, norms, 1))
-        self._cosine = unit.T @ unit
+        self._matrices = [self._matrix(counts) for counts in self._counts]
+        known = self._matrices[-1].log1p()
+        norms = np.sqrt(known.multiply(known).sum(axis=1))
+        self._unit = known @ sparse.diags_array(1 / np.where(norms > 0, norms, 1))
 
     def _matrix(self, values: np.ndarray) -> sparse.csr_array:
         """Values of pairs in both directions, where the two have met: [n, n]."""
@@ -91,10 +100,10 @@ class PathIndex:
 
     def _most(self, subjects: np.ndarray) -> Paths:
         """Of distinct subjects [u]: ties go to the lower number."""
-        parts = [self._matrix(counts)[subjects] @ self._cosine for counts in self._counts]
+        parts = [(facts[subjects] @ self._unit.T) @ self._unit for facts in self._matrices]
         total = sum(parts[1:], parts[0]).tocoo()
         keys = total.row.astype(np.int64) * self._size + total.col
-        met = self._met[subjects].tocoo()
+        met = self._matrices[-1][subjects].tocoo()
         is_met = np.isin(keys, met.row.astype(np.int64) * self._size + met.col)
         kept = ~is_met & (total.col != subjects[total.row]) & (total.data > 0)
         row, column, value = total.row[kept], total.col[kept], total.data[kept].astype(np.float32)

@@ -46,14 +46,7 @@ class CountContext:
             num_relations=dataset.num_relations,
             half_lives=config.half_lives,
         )
-        paths = None
-        if config.num_paths:
-            paths = PathIndex(
-                dataset.facts,
-                num_entities=dataset.num_entities,
-                half_lives=config.half_lives,
-                num_paths=config.num_paths,
-            )
+        paths = PathIndex.of_model(dataset.facts, config)
         return cls(jax.device_put(tables), CountSizes(tables, num_relations=dataset.num_relations), paths)
 
     def room_for(self, block: Block) -> CountShape:

@@ -14,8 +14,10 @@ are looked at one by one: the sum over all other entities is that of their popul
 Where labels name countries, an entity that ``s`` has never met has a popularity of its own if it is of the country
 of ``s``: from the same counts, by networks of their own. The sums then are one for each country.
 
+With ``num_paths``, so have those entities to which most paths lead (:mod:`geopol_tkg.data.paths`).
+
 Axis letters: n entities, r2 relations in both directions, b queries, x distinct relations, f features, m meetings,
-a answers (pairs of a relation and an object), c countries, t tiles of ``past.TILE`` entries.
+a answers (pairs of a relation and an object), c countries, p paths' ends, t tiles of ``past.TILE`` entries.
 """
 
 from collections.abc import Callable
@@ -86,7 +88,7 @@ class CountModel(nnx.Module):
         self.next_relation = nnx.Param(_small_normal(next(keys), (r2, 2 * RELATION_DIM)))
         self.last_relation = nnx.Param(jnp.zeros((r2, 2 * RELATION_DIM)))
         self.compatriots = Compatriots(config, key=next(keys)) if config.num_countries else None
-        self.acquaintance = Acquaintance(config, key=jax.random.fold_in(key, 1)) if config.num_paths else None
+        self.acquaintance = Acquaintance(config, key=next(keys)) if config.num_paths else None
 
     def nll(
         self,

@@ -12,10 +12,9 @@ import numpy as np
 from jax import Array
 
 from geopol_tkg.config import ModelConfig
-from geopol_tkg.data.counts import CountTables, Occurrences, Sorted
+from geopol_tkg.data.counts import SCALE, CountTables, Occurrences, Sorted
 
 TILE = 16  # a query's entries are padded to a multiple of it, so that its own values are read once per tile
-SCALE = 20.0  # counts enter as log(1 + SCALE * count)
 _NEVER = -(2**31)
 
 

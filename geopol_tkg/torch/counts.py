@@ -4,7 +4,8 @@ The same function as the JAX model of ``geopol_tkg.models.counts``, whose docstr
 
     score(s, r, o) = popularity(r, o) + [s and o have met] history(s, r, o)
 
-with another popularity for entities of the subject's country that it has not met, where labels name countries.
+with another popularity for entities of the subject's country that it has not met, where labels name countries, and
+for those that paths lead to, where the model follows them.
 """
 
 import torch

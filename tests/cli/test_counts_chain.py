@@ -272,7 +272,7 @@ def test_paths_from_training_to_pytorch(here, tmp_path):
     done = call("predict", "ENTITY 0", "042", "--checkpoint", followed, "--explain", "--json")
     assert all("path" in row["explanation"] for row in done.json()["predictions"])
     beside = call(*BESIDE[:-1], followed, *own)
-    refused = f"error: {followed}: follows paths, which counts beside a network do not; train without --num-paths"
+    refused = f"error: {followed}: follows paths, which counts beside a network do not; train it with --num-paths 0"
     assert (beside.code, beside.error()) == (1, refused)
     pytest.importorskip("torch")
     assert call("convert", followed, "--full", "--output", tmp_path / "x.pt", "--json").json()["passed"]

@@ -72,7 +72,7 @@ def test_an_entity_and_itself_and_a_relation_without_facts():
 
 @pytest.mark.parametrize(
     ("asked", "count", "known"),
-    [("object", 1, "one has met both it and C,"), ("subject", 12, "12 have met both it and C,")],
+    [("object", 1, "but one has met both it and C,"), ("subject", 12, "but 12 have met both it and C,")],
 )
 def test_a_path_is_said_in_words(asked, count, known):
     never = {"count": 0, "last_seen": None}
@@ -82,7 +82,7 @@ def test_a_path_is_said_in_words(asked, count, known):
     given = "subject" if asked == "object" else "object"
     content = {given: "A", "relation": "r1", "meaning": None, "time": "9"}
     assert list(explanation_lines(content | {"predictions": [{asked: "B", "explanation": said}]}, asked))[2:] == [
-        "1. B: never met, but paths lead to it",
+        "1. B: never met; only its popularity speaks for it",
         f"   {known} whom A has met",
         f"   {asked} in 1 of 2 facts r1, with anybody: 50.0 %",
     ]

@@ -103,5 +103,11 @@ def test_later_facts_change_nothing():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_long_before_the_first_fact_there_is_nothing_that_could_fade():
+    early = index()
+    assert (early.of(-9999, EVERYONE).objects == N).all()
+    np.testing.assert_array_equal(early.of(5, EVERYONE).objects, index().of(5, EVERYONE).objects)
+
+
 def test_no_facts_lead_nowhere():
     assert (index(FACTS[:0]).of(3, EVERYONE).objects == N).all()

@@ -4,10 +4,11 @@
     python benchmarks/train_step.py --dataset DIR --model tirgn --steps 12 --threads 2
 
 DIR is what ``benchmarks/ingest.py`` or ``geopol-tkg ingest`` wrote. Both sides live in processes of their own and
-take turns on the same steps of the training plan, drawn at random within each shape, while the other waits; float32
-is no TF32 on a GPU. The jitted side asks for huge pages as the commands do, the other takes what PyTorch gets by
-itself; where GLIBC_TUNABLES is set, both run with that. First they prove, without dropout and in float32, that they
-compute the same loss from the same weights (to 1e-4). Prints one JSON object; times in seconds, memory in bytes:
+take turns on the same steps of the training plan, drawn at random within each shape, while the other waits: each once
+to wake up, as in an epoch another step comes before, then timed; float32 is no TF32 on a GPU. The jitted side asks
+for huge pages as the commands do, the other takes what PyTorch gets by itself; where GLIBC_TUNABLES is set, both run
+with that. First they prove, without dropout and in float32, that they compute the same loss from the same weights (to
+1e-4). Prints one JSON object; times in seconds, memory in bytes:
 
 queries             of an epoch, facts in both directions; distinct_entity_queries and distinct_relation_queries of
                     them are asked by the jitted side, all by the other
@@ -105,6 +106,7 @@ def compare(jitted: Worker, eager: Worker, num_steps: int, seed: int) -> dict[st
     warmup = {name: {"warmup_peak_rss_bytes": side.call("restart_memory")} for name, side in sides}
     for step in chosen.tolist():
         for name, side in sides:
+            side.call("take", step)
             seconds[name][step] = side.call("take", step)
         sides.reverse()
     profiled = counted[int(np.bincount(shape_of).argmax())]

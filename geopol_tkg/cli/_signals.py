@@ -20,9 +20,10 @@ class StopSignals:
     """SIGINT and SIGTERM as a flag, so that work in hand is finished and saved.
 
     A script's background jobs start with SIGINT ignored; the handlers are set all the same. A second
-    signal ends the process at once.
+    signal ends the process at once, and so does the first one, with its exit code, while ``at_once`` is set.
     """
 
+    at_once: bool = False
     number: int | None = None
     _before: dict[int, Any] = field(default_factory=dict)
 
@@ -38,6 +39,8 @@ class StopSignals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
+        if self.at_once:
+            raise SystemExit(self.exit_code)
 
     def __bool__(self) -> bool:
         return self.number is not None

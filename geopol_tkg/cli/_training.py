@@ -58,7 +58,7 @@ def train(
         options: of the command line, ``value`` and ``origin`` each; kept with the run.
         temperature: of the model that is refitted.
     """
-    with StopSignals() as signals, nullcontext() if dry_run else files.locked():
+    with StopSignals(at_once=True) as signals, nullcontext() if dry_run else files.locked():
         files.check(resume=resume, overwrite=overwrite or dry_run)
         validation = _Validation(dataset, signals)
         history = _history(dataset, model.history_window, output) if uses_vocabulary(model) else None
@@ -78,9 +78,8 @@ def train(
         _announce(run, dataset, output)
         if dry_run:
             _report_dry_run(run, output)
-            if signals:
-                raise typer.Exit(signals.exit_code)
             return
+        signals.at_once = False
         result = _train(run, output, validation, wandb=wandb, resume=resume, options=options or {})
         content = _summary(run, result) | {"temperature": temperature and temperature["value"]}
         if content["checkpoint"] is not None and content["status"] != "interrupted" and not config.refit_epochs:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from geopol_tkg.config import TrainConfig
+from geopol_tkg.config import ModelConfig, TrainConfig
 
 _MB = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
@@ -38,9 +38,13 @@ def free_bytes(device: jax.Device) -> int | None:
     return min(known, default=None)
 
 
-def too_little_memory(step: StepMemory, free: int, device: jax.Device, config: TrainConfig) -> str:
+def too_little_memory(
+    step: StepMemory, free: int, device: jax.Device, *, model: ModelConfig, config: TrainConfig
+) -> str:
     """One line for a step that cannot fit: what it needs, what there is, what lowers it."""
-    advice = "lower --batch-size or --block-size" if step.neighbours is None else _advice(config)
+    advice = _advice(config)
+    if model.model_type == "counts":
+        advice = f"lower --batch-size{', --num-paths' if model.num_paths else ''} or --block-size"
     return (
         f"too little memory on {device.device_kind}: a step of {step.queries:,} queries needs "
         f"{as_size(step.temporary_bytes)} beside the {as_size(step.argument_bytes)} of the network and the data, and "

@@ -282,7 +282,7 @@ class TrainingRun:
         (largest,) = self.step_memory(only_largest=True)
         free = free_bytes(self.device)
         if free is not None and largest.temporary_bytes > free:
-            raise TrainingError(too_little_memory(largest, free, self.device, self.config))
+            raise TrainingError(too_little_memory(largest, free, self.device, model=self.model, config=self.config))
         return largest
 
     def _sampling(self, on_step: Callable[[int], None]) -> Callable[[int], None]:

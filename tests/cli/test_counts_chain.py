@@ -15,6 +15,7 @@ from test_resume import arrays_of, assert_same_arrays, signal_at
 
 from geopol_tkg.checkpoint import load_checkpoint, save_checkpoint
 from geopol_tkg.data.dataset import Dataset
+from geopol_tkg.data.paths import PathIndex
 
 COUNTS = ("train", "--model", "counts", "--batch-size", "0", "--epochs", "2")
 OWN = ("--model-dir", "own", "--run-name", "own")
@@ -196,6 +197,25 @@ def test_a_step_of_counts_has_no_neighbours_and_no_options_of_networks(here, mon
     assert [shape["neighbours"] for shape in done["shapes"]] == [None]
     monkeypatch.setattr("geopol_tkg.training.run.free_bytes", lambda _device: 1000)
     assert call(*COUNTS, "--overwrite").error().endswith(" are free: lower --batch-size or --block-size")
+    with_paths = call(*COUNTS, "--num-paths", "2", "--overwrite")
+    assert with_paths.error().endswith(" are free: lower --batch-size, --num-paths or --block-size")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_paths_are_followed_ends_it_at_once(here, tmp_path, monkeypatch, number, code):
+    times = []
+    followed = PathIndex.of
+
+    def follow(index, time, subjects):
+        times.append(time)
+        signal.raise_signal(number)
+        return followed(index, time, subjects)
+
+    monkeypatch.setattr(PathIndex, "of", follow)
+    own = ("--model-dir", tmp_path / "models", "--logdir", tmp_path / "runs")
+    stopped = call(*COUNTS, "--num-paths", "2", *own, "--json")
+    assert (stopped.code, stopped.out, len(times)) == (code, "", 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
 
 
 def test_a_network_with_a_prior_is_converted(here, tmp_path):

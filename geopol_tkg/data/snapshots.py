@@ -7,12 +7,20 @@ import numpy as np
 from geopol_tkg.config import ModelType
 from geopol_tkg.data.dataset import with_inverses
 
+_ROUND_TO = 8
+
+
+def round_up(size: int) -> int:
+    """The padded size of so many entries: few sizes, so that few are compiled."""
+    return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
+
 
 @dataclass(frozen=True)
 class Ragged:
     """Columns of variable-length rows laid end to end; row ``i`` is ``starts[i]:starts[i + 1]``.
 
-    Columns carry ``max(lengths)`` entries of padding, so that a slice of that size fits anywhere.
+    Columns carry ``round_up(max(lengths))`` entries of padding, so that a slice of that size fits anywhere: one that
+    did not would be moved to the front.
     """
 
     columns: tuple[np.ndarray, ...]
@@ -26,7 +34,7 @@ class Ragged:
     def build(cls, row: np.ndarray, num_rows: int, *columns: np.ndarray) -> "Ragged":
         """Lay out columns whose entries are already sorted by their row number."""
         starts = np.searchsorted(row, np.arange(num_rows + 1)).astype(np.int32)
-        padding = int(np.diff(starts).max(initial=1))
+        padding = round_up(int(np.diff(starts).max(initial=0)))
         return cls(tuple(np.pad(column, (0, padding)) for column in columns), starts)
 
 

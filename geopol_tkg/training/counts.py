@@ -12,6 +12,7 @@ from jax import Array
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.counts import CountSizes, CountTables, Values
 from geopol_tkg.data.paths import PathIndex, Paths
+from geopol_tkg.data.snapshots import round_up
 from geopol_tkg.models.blocks import sum_over_blocks
 from geopol_tkg.models.counts import Truths
 from geopol_tkg.models.past import CountShape, past_of, spread
@@ -23,7 +24,6 @@ from geopol_tkg.training.plan import (
     largest_blocks,
     largest_count_shape,
     lengths_of,
-    round_up,
     two_levels,
 )
 from geopol_tkg.training.step import FIXED, Trainer, rows_of
@@ -114,7 +114,9 @@ def plan_count_steps(
     )
     asked, order = distinct_queries(both, starts, counts, 1, with_other_steps=True)
     found = sizes.of(asked.pairs[:, 0], asked.pairs[:, 1], np.repeat(times, asked.counts))
-    meetings = np.minimum(np.add.reduceat(found[0], asked.starts, dtype=np.int64), config.block_size * found[0].max())
+    meetings = np.minimum(
+        np.add.reduceat(found[0], asked.starts, dtype=np.int64), config.block_size * int(found[0].max())
+    )
     level = two_levels(meetings, least_saved=_LEAST_MEETINGS)
     levels, shape_of = np.unique(level, return_inverse=True)
     shapes = []

@@ -11,7 +11,7 @@ from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.counts import CountSizes
 from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.data.snapshots import Snapshots
+from geopol_tkg.data.snapshots import Snapshots, round_up
 from geopol_tkg.errors import DataError
 from geopol_tkg.models.graph import WindowShape, window_shape
 from geopol_tkg.models.past import CountShape, count_shape
@@ -19,7 +19,6 @@ from geopol_tkg.models.past import CountShape, count_shape
 MAX_SHAPES = 2
 _LEAST_SHARE = 0.1  # of what is padded that a second shape must save
 _LEAST_QUERIES = 1000  # that it must save in each epoch: ten epochs then win the seconds that its compilation takes
-_ROUND_TO = 8
 
 
 class Plan(Protocol):
@@ -29,7 +28,7 @@ class Plan(Protocol):
         queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
         times: int32 [s], time index of the queries.
         shape_of: int32 [s], which of ``shapes`` fits.
-        shapes: padded sizes, each with its ``queries``; what an optimiser step is compiled for.
+        shapes: padded sizes, each with its ``queries``, the largest first; what an optimiser step is compiled for.
     """
 
     @property
@@ -328,10 +327,6 @@ def _connected_counts(snapshots: Snapshots, ordinals: np.ndarray) -> np.ndarray:
         for window in windows
     ]
     return np.array(counts, np.int64)[step_of]
-
-
-def round_up(size: int) -> int:
-    return max(-(-size // _ROUND_TO), 1) * _ROUND_TO
 
 
 def _deal(

@@ -253,10 +253,7 @@ class TrainingRun:
     def step_memory(self, *, only_largest: bool = False) -> list[StepMemory]:
         """Compile each step shape (training uses the same programs) and tell the bytes its buffers need."""
         found = []
-        shapes = self.plan.shapes
-        if only_largest:
-            shapes = (max(shapes, key=lambda shape: shape.queries),)
-        for shape in shapes:
+        for shape in self.plan.shapes[: 1 if only_largest else None]:
             order = jnp.arange(len(self.plan), dtype=jnp.int32)
             key = jax.random.key(self.config.seed)
             lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)

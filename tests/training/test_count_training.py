@@ -11,9 +11,11 @@ from small_world import R, make_config, make_dataset
 
 from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig
+from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import with_inverses
 from geopol_tkg.errors import DataError, UsageError
 from geopol_tkg.models.registry import build_context
+from geopol_tkg.training.counts import plan_count_steps
 from geopol_tkg.training.loop import Standing, fit
 from geopol_tkg.training.plan import MAX_SHAPES
 from geopol_tkg.training.prepare import prepare
@@ -53,6 +55,22 @@ def moved(parameters):
     leaves, structure = jax.tree.flatten(parameters)
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(structure, [leaf + rng.normal(0, 0.2, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+def test_the_first_shape_is_that_of_the_most_meetings():
+    """It tells whether a run fits into memory: few queries of the busy ask for more than many of others."""
+    random, busy, others, facts = np.random.default_rng(0), 10, 3000, []
+    for time in range(40):
+        size, first, end = (500, 0, busy) if time % 2 else (1000, busy, others)
+        columns = random.integers(first, end, size), random.integers(0, 40, size), random.integers(busy, others, size)
+        facts.append(np.stack([*columns, np.full(size, time)], axis=1))
+    facts = np.unique(np.concatenate(facts).astype(np.int32)[:, [3, 0, 1, 2]], axis=0)[:, [1, 2, 3, 0]]
+    tables = CountTables.build(facts, num_entities=others, num_relations=40, half_lives=(1.0,))
+    sizes = CountSizes(tables, num_relations=40)
+    larger, smaller = plan_count_steps(facts, sizes=sizes, paths=None, num_relations=40, config=TrainConfig()).shapes
+    assert larger.block.tiles > smaller.block.tiles
+    assert larger.block.meetings > smaller.block.meetings
+    assert larger.queries < smaller.queries
 
 
 @pytest.mark.parametrize(

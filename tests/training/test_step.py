@@ -12,9 +12,10 @@ from small_world import STATIC_GRAPH, N, R, make_config, make_dataset
 from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.data.dataset import with_inverses
-from geopol_tkg.data.history import build_for
+from geopol_tkg.data.history import HistoryVocabulary, build_for
 from geopol_tkg.data.snapshots import Snapshots
 from geopol_tkg.errors import DataError, UsageError
+from geopol_tkg.models.graph import GraphArrays, cut_snapshot
 from geopol_tkg.models.sampling import Sample, draw
 from geopol_tkg.training.loop import Standing, fit
 from geopol_tkg.training.plan import MAX_SHAPES, StepShape, TaskShape, plan_steps, two_levels
@@ -134,6 +135,24 @@ def test_windows_end_before_their_queries():
     times = np.append(dataset.timestamps, -1)
     assert all((times[window] < time).all() for window, time in zip(plan.ordinals, plan.times, strict=True))
     assert (plan.ordinals[:, -1] >= 0).all()
+
+
+@pytest.mark.parametrize("model_type", ["regcn", "tirgn"])
+def test_snapshots_are_cut_as_they_are_where_few_facts_end_a_dataset(model_type):
+    crowded = [(s, s % 3, 9 + s, time) for time in range(8) for s in range(9)]
+    facts = np.array([*crowded, *((s, 0, 10 + s, 8 + s) for s in range(3))], np.int32)
+    snapshots = Snapshots.build(facts, num_relations=3, model_type=model_type)
+    history = HistoryVocabulary.build(facts, num_entities=20, num_relations=3, window=0)
+    plan = plan_steps(facts, snapshots=snapshots, history=history, history_length=3, batch_size=0, seed=0)
+    graph = GraphArrays.put(snapshots)
+    for ordinals, number in zip(plan.ordinals, plan.shape_of, strict=True):
+        for ordinal in ordinals[ordinals >= 0]:
+            shape = plan.shapes[number].window
+            found = cut_snapshot(graph, ordinal, shape, num_entities=20, num_relations=3)
+            for part, column in ((snapshots.connected, found.entity), (snapshots.members, found.member_entity)):
+                start, end = part.starts[ordinal : ordinal + 2]
+                own = part.columns[-1] if part is snapshots.members else part.columns[0]
+                np.testing.assert_array_equal(column[: end - start], own[start:end])
 
 
 def test_one_training_timestamp_is_too_few():

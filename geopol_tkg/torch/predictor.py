@@ -24,7 +24,7 @@ from geopol_tkg.torch.past import Counts, PastCounts
 Time = str | datetime | None
 Unknown = Literal["error", "zero"]
 _LATEST = np.iinfo(np.int32).max
-_BLOCK = 64  # queries counted at once
+_MOST_QUERIES, _MOST_ROWS = 64, 1 << 20  # counted at once; a row is what is counted of a query and an entity
 
 
 class Update(NamedTuple):
@@ -301,8 +301,9 @@ class TKGPredictor:
             config = self.config
             past = self._counted = PastCounts(facts, time, half_lives=config.half_lives, num_paths=config.num_paths)
         scores = torch.empty(len(subjects), self.config.num_entities, device=self.device)
-        for first in range(0, len(subjects), _BLOCK):
-            block = slice(first, first + _BLOCK)
+        size = max(1, min(_MOST_QUERIES, _MOST_ROWS // self.config.num_entities))
+        for first in range(0, len(subjects), size):
+            block = slice(first, first + size)
             counts = past.of(subjects[block], relations[block])
             scores[block] = model(Counts(*(torch.from_numpy(part).to(self.device) for part in counts)))
         return scores

@@ -198,6 +198,12 @@ def test_many_queries_are_those_asked_one_by_one(predictor):
     assert predictor.log_probabilities(*ALL[:, :0]).shape == (0, N)
 
 
+def test_many_entities_are_counted_for_fewer_queries_at_once(predictor, monkeypatch):
+    together = predictor.log_probabilities(*ALL)
+    monkeypatch.setattr("geopol_tkg.torch.predictor._MOST_ROWS", 2 * N + 1)
+    np.testing.assert_allclose(predictor.log_probabilities(*ALL), together, atol=1e-6)
+
+
 def test_a_later_time_is_forecast_from_older_counts(predictor, of_jax):
     now = predictor.log_probabilities(*ALL)
     later = predictor.log_probabilities(*ALL, at="1970-01-21")

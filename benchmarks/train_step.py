@@ -20,7 +20,9 @@ matmul_flops        of matrix products and convolutions in counted_steps. JAX: i
                     as it runs, padding of blocks included. torch: as FlopCounterMode counts them
 matmul_rate         FLOP/s of a large float32 matrix product with this library in this run
 fraction_of_rate    matmul_flops over the seconds of counted_steps, over matmul_rate
-matmul_time_share   of one profiled step's operation time, what operations with a matrix product take
+matmul_time_share   of one profiled step's operation time, what operations with a matrix product take; of JAX on a CPU
+                    no more than a lower bound: XLA hands products whose left operand is read transposed, such as
+                    most gradients of weights, to other threads, and the profiler sees only that
 part_time_shares    of the same step of JAX, what its parts take in operations with a matrix product and in others,
                     both passes together; an operation fused from several parts counts for the last
 peak_rss_bytes      of the process in the timed steps, what compilation left behind included; warmup_peak_rss_bytes

@@ -42,9 +42,18 @@ class HistoryIndex:
     def build(
         cls, keys: np.ndarray, times: np.ndarray, targets: np.ndarray, *, order: np.ndarray | None = None
     ) -> "HistoryIndex":
-        """Sort occurrences (all [h], times may be negative) by key, then time; or take ``order`` as it is."""
+        """Sort occurrences (all [h], times may be negative) by key, then time; or take ``order`` as it is.
+
+        Raises:
+            DataError: so many keys at so many times have no numbers of 64 bits.
+        """
         first = int(times.min(initial=0))
         span = int(times.max(initial=0)) - first + 2
+        if (int(keys.max(initial=0)) + 1) * span > np.iinfo(np.int64).max:
+            raise DataError(
+                f"{span:,} time steps are too many for a history of so many entities: use a coarser --granularity, or "
+                "number the timestamps of a quadruple folder 0, 1, 2, ..."
+            )
         order_keys = keys.astype(np.int64) * span + (times.astype(np.int64) - first)
         if order is None:
             order = np.argsort(order_keys, kind="stable")
@@ -129,20 +138,28 @@ class HistoryVocabulary:
         """Distinct subject-relation pairs, both directions."""
         return len(np.unique(self.objects.order_keys // self.objects.time_span))
 
-    def object_slices(self, subject: np.ndarray, relation: np.ndarray, time: np.ndarray | int) -> np.ndarray:
-        """Slices of ``objects.targets`` visible to queries ``(s, r, ?, t)``: int32 [b, 2]."""
+    def object_slices(
+        self, subject: np.ndarray, relation: np.ndarray, time: np.ndarray | int, *, horizon: int | None = None
+    ) -> np.ndarray:
+        """Slices of ``objects.targets`` visible to queries ``(s, r, ?, t)``: int32 [b, 2].
+
+        Args:
+            horizon: nothing from this time on is visible; the window ends at ``t`` all the same.
+        """
         keys = np.asarray(subject, np.int64) * 2 * self.num_relations + relation
-        return self.objects.slices(keys, *self._visible(time))
+        return self.objects.slices(keys, *self._visible(time, horizon))
 
     def relation_slices(self, subject: np.ndarray, object_: np.ndarray, time: np.ndarray | int) -> np.ndarray:
         """Slices of ``relations.targets`` visible to queries ``(s, ?, o, t)``: int32 [b, 2]."""
         keys = np.asarray(subject, np.int64) * self.num_entities + object_
         return self.relations.slices(keys, *self._visible(time))
 
-    def _visible(self, time: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    def _visible(self, time: np.ndarray | int, horizon: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         end = np.asarray(time, np.int64)
         start = end - self.window if self.window else np.full_like(end, np.iinfo(np.int32).min)
-        return start, end
+        if horizon is not None:
+            end = np.minimum(end, horizon)
+        return np.minimum(start, end), end
 
     def save(self, path: Path, *, dataset_hash: str) -> None:
         """Write ``history.npz``: plain arrays, no pickle."""

@@ -17,7 +17,7 @@ from scipy import sparse
 from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import SCALE, Values
 
-_BLOCK = 256  # subjects at once: what paths lead them to may be nearly everybody
+_MOST_SUBJECTS, _MOST_ENTRIES = 256, 1 << 22  # at once: what paths lead a subject to may be nearly everybody
 
 
 class Paths(NamedTuple):
@@ -54,15 +54,16 @@ class PathIndex:
             return None
         return cls(facts, num_entities=config.num_entities, half_lives=config.half_lives, num_paths=config.num_paths)
 
-    def of(self, time: int, subjects: np.ndarray) -> Paths:
-        """Paths of subjects [b] over the facts before a time; of one that is no entity, none."""
-        self._move_to(time)
+    def of(self, time: int, subjects: np.ndarray, *, horizon: int | None = None) -> Paths:
+        """Paths of subjects [b] over the facts before a time, and the horizon; of one that is no entity, none."""
+        self._move_to(time, time if horizon is None else min(time, horizon))
         distinct, row = np.unique(subjects, return_inverse=True)
         objects = np.full((len(distinct), self._num_paths), self._size, np.int32)
         features = np.zeros((*objects.shape, len(self._rates)), np.float32)
         known = int(np.searchsorted(distinct, self._size))
-        for first in range(0, known, _BLOCK):
-            block = slice(first, min(first + _BLOCK, known))
+        size = max(1, min(_MOST_SUBJECTS, _MOST_ENTRIES // self._size))
+        for first in range(0, known, size):
+            block = slice(first, min(first + size, known))
             objects[block], features[block] = self._most(distinct[block])
         return Paths(objects[row], features[row])
 
@@ -72,14 +73,14 @@ class PathIndex:
         self._matrices = [sparse.csr_array((self._size, self._size))] * len(self._rates)
         self._unit = self._matrices[0]
 
-    def _move_to(self, time: int) -> None:
-        """Count the facts before ``time``, each to weigh ``2 ** (-age / half-life)``."""
-        if time == self._time:
+    def _move_to(self, time: int, visible: int) -> None:
+        """Count the facts before ``visible``, each to weigh ``2 ** (-age / half-life)`` at ``time``."""
+        end = int(np.searchsorted(self._times, visible))
+        if (time, end) == (self._time, self._next):
             return
-        if time < self._time:
+        if time < self._time or end < self._next:
             self._reset()
             self._time = min(self._time, time)  # nothing has been counted that could fade
-        end = int(np.searchsorted(self._times, time))
         self._counts *= np.exp2((self._time - time) * self._rates)[:, None]
         new = slice(self._next, end)
         for counts, rate in zip(self._counts, self._rates, strict=True):

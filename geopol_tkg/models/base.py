@@ -18,6 +18,11 @@ class Block(NamedTuple):
     relations: np.ndarray
 
 
+def visible(time: int, horizon: int | None) -> int:
+    """The time before which facts are visible to queries of ``time``."""
+    return time if horizon is None else min(time, horizon)
+
+
 class Forecaster(Protocol):
     """Scores queries of any time from the facts before it.
 
@@ -30,7 +35,7 @@ class Forecaster(Protocol):
     horizon: int | None
 
     def at(self, time: int) -> ScoreFunction:
-        """Scores for queries of a time index; they depend only on facts before ``min(time, horizon)``.
+        """Scores for queries of a time index, as if facts ended before ``min(time, horizon)``.
 
         Ascending times are cheap; an earlier time than the last one gives the right answer too.
         """

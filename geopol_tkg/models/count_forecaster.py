@@ -14,7 +14,7 @@ from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.counts import CountSizes, CountTables
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.paths import PathIndex, Paths
-from geopol_tkg.models.base import Block, ScoreFunction
+from geopol_tkg.models.base import Block, ScoreFunction, visible
 from geopol_tkg.models.counts import CountModel
 from geopol_tkg.models.past import CountShape, Past, count_shape, past_of
 
@@ -69,7 +69,7 @@ class CountForecaster:
 
     Args:
         graphdef, state: a model split by ``nnx.split(model)``.
-        horizon: hides facts from this time index on (multi-step protocol); counts are as old as they were then.
+        horizon: hides facts from this time index on (multi-step protocol).
     """
 
     def __init__(
@@ -91,23 +91,22 @@ class CountForecaster:
 
     def at(self, time: int) -> ScoreFunction:
         """Count the facts before ``min(time, horizon)``; the result scores queries of ``time``."""
-        visible = time if self.horizon is None else min(time, self.horizon)
-        return partial(self._score, past_at(self._context, visible, self._config), visible)
+        return partial(self._score, past_at(self._context, time, self._config, self.horizon), time)
 
     def expect(self, blocks: Iterable[Block]) -> None:
         """Make room for all of these blocks."""
         self._context.expect(seen_by(blocks, self.horizon))
 
-    def _score(self, past: Past, visible: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
-        shape = self._context.room_for(Block(visible, subjects, relations))
+    def _score(self, past: Past, time: int, subjects: np.ndarray, relations: np.ndarray) -> Array:
+        shape = self._context.room_for(Block(visible(time, self.horizon), subjects, relations))
         queries = np.stack([subjects, relations]).astype(np.int32)
-        paths = None if self._context.paths is None else self._context.paths.of(visible, subjects)
+        paths = None if self._context.paths is None else self._context.paths.of(time, subjects, horizon=self.horizon)
         return _log_probabilities(self._graphdef, self._state, past, queries, paths, shape=shape)
 
 
 def seen_by(blocks: Iterable[Block], horizon: int | None) -> Iterable[Block]:
     """Blocks as of the time whose past they see."""
-    return blocks if horizon is None else (block._replace(time=min(block.time, horizon)) for block in blocks)
+    return (block._replace(time=visible(block.time, horizon)) for block in blocks)
 
 
 def _rounded(size: int) -> int:
@@ -122,9 +121,10 @@ def _grown(size: int, needed: int) -> int:
     return size
 
 
-def past_at(context: CountContext, time: int, config: ModelConfig) -> Past:
+def past_at(context: CountContext, time: int, config: ModelConfig, horizon: int | None) -> Past:
     """The past of a time, on the device."""
-    return _past_of(context.tables, np.int32(time), half_lives=config.half_lives)
+    latest = None if horizon is None else np.int32(horizon)
+    return _past_of(context.tables, np.int32(time), half_lives=config.half_lives, horizon=latest)
 
 
 _past_of = jax.jit(past_of, static_argnames="half_lives")

@@ -15,7 +15,7 @@ from geopol_tkg.config import ModelConfig
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary
 from geopol_tkg.data.snapshots import Snapshots
-from geopol_tkg.models.base import Block, ScoreFunction
+from geopol_tkg.models.base import Block, ScoreFunction, visible
 from geopol_tkg.models.count_forecaster import CountContext, past_at, seen_by
 from geopol_tkg.models.decoders import Queries
 from geopol_tkg.models.evolution import Evolved, Window
@@ -84,12 +84,12 @@ class NetworkForecaster:
 
     def at(self, time: int) -> ScoreFunction:
         """Evolve the snapshots before ``min(time, horizon)``; the result scores queries of ``time``."""
-        visible = time if self.horizon is None else min(time, self.horizon)
-        ordinals = self._context.snapshots.before(visible, self._config.history_length)
+        ordinals = self._context.snapshots.before(visible(time, self.horizon), self._config.history_length)
         window = Window(self._context.graph, jax.device_put(ordinals))
         evolved = _evolve(self._graphdef, self._state, window, shape=self._context.shape)
-        past = None if (counts := self._context.counts) is None else past_at(counts, visible, self._config)
-        return partial(self._score, evolved, past, time, visible)
+        counts = self._context.counts
+        past = None if counts is None else past_at(counts, time, self._config, self.horizon)
+        return partial(self._score, evolved, past, time)
 
     def expect(self, blocks: Iterable[Block]) -> None:
         """Make room for what the counting model beside the network reads of these blocks."""
@@ -101,13 +101,12 @@ class NetworkForecaster:
         evolved: Evolved,
         past: Past | None,
         time: int,
-        visible: int,
         subjects: np.ndarray,
         relations: np.ndarray,
     ) -> Array:
-        slices = self._context.history.object_slices(subjects, relations, visible)
+        slices = self._context.history.object_slices(subjects, relations, time, horizon=self.horizon)
         needed = int((slices[:, 1] - slices[:, 0]).sum()) if self._config.model_type == "tirgn" else 0
-        counts, block = self._context.counts, Block(visible, subjects, relations)
+        counts, block = self._context.counts, Block(visible(time, self.horizon), subjects, relations)
         return _log_probabilities(
             self._graphdef,
             self._state,

@@ -55,12 +55,14 @@ class Past(NamedTuple):
 
     Attributes:
         time: int32, facts before it count.
+        now: int32, the time that is asked of, to which counts fade and ages reach.
         rates: [k + 1], by which counts halve per step.
         entities: [2, n, 2f], features of each entity as object of relations, and of their inverses.
     """
 
     tables: CountTables
     time: Array
+    now: Array
     rates: Array
     entities: Array
 
@@ -114,12 +116,14 @@ class Entries(NamedTuple):
     first_tiles: Array
 
 
-def past_of(tables: CountTables, time: Array, half_lives: tuple[float, ...]) -> Past:
-    """The past of a time, ready for all of its queries."""
+def past_of(tables: CountTables, time: Array, half_lives: tuple[float, ...], *, horizon: Array | None = None) -> Past:
+    """The past of a time, ready for all of its queries; with a horizon, no later than that."""
+    now, time = time, time if horizon is None else jnp.minimum(time, horizon)
     rates = jnp.asarray([1 / life for life in half_lives] + [0.0], jnp.float32)
     num_entities = len(tables.objects.starts) - 1
-    entities = _counts(tables.entities, jnp.arange(2 * num_entities), time, rates)[0].reshape(2, num_entities, -1)
-    return Past(tables, time, rates, jnp.concatenate([entities, entities[::-1]], axis=-1))
+    past = Past(tables, time, now, rates, jnp.zeros(0))
+    entities = _counts(past, tables.entities, jnp.arange(2 * num_entities))[0].reshape(2, num_entities, -1)
+    return past._replace(entities=jnp.concatenate([entities, entities[::-1]], axis=-1))
 
 
 def look_up(
@@ -148,7 +152,7 @@ def look_up(
         answer=answer_of(past.tables, common, common.relation_of[own][:, None], objects[place]),
         last_relation=last_relations[place],
         features=jnp.concatenate([repeats, directions[place + jnp.where(is_inverse, len(objects), 0)]], axis=-1),
-        rows=_counts(past.tables.rows, row, past.time, past.rates)[0],
+        rows=_counts(past, past.tables.rows, row)[0],
         lengths=lengths,
         first_tiles=first_tiles,
     )
@@ -169,7 +173,7 @@ def _popularity(past: Past, relations: Array, shape: CountShape) -> Popularity:
         offsets=offsets,
         owners=owners,
         objects=tables.answers.members.at[pairs].get(mode="clip"),
-        answers=_counts(tables.answer_counts, known, past.time, past.rates)[0],
+        answers=_counts(past, tables.answer_counts, known)[0],
     )
 
 
@@ -181,8 +185,8 @@ def _meetings(past: Past, slices: Array, shape: CountShape) -> tuple[Array, Arra
     tables = past.tables
     owners, meetings, offsets = spread(slices, shape.meetings)
     known = jnp.where(owners < len(slices), meetings, -1)
-    outgoing, sent = _counts(tables.outgoing, known, past.time, past.rates)
-    incoming, received = _counts(tables.incoming, known, past.time, past.rates)
+    outgoing, sent = _counts(past, tables.outgoing, known)
+    incoming, received = _counts(past, tables.incoming, known)
     sent_at, received_at = (
         jnp.where(place >= 0, table.times.at[place].get(mode="clip"), _NEVER)
         for table, place in ((tables.outgoing, sent), (tables.incoming, received))
@@ -211,7 +215,7 @@ def _repeats(past: Past, row: Array, first_entries: Array, shape: CountShape) ->
     slices = jnp.where(row[:, None] >= 0, _seen(tables.triples, row, past.time), 0)
     owners, triples, _ = spread(slices, shape.triples)
     is_real = owners < len(row)
-    counts, _ = _counts(tables.triple_counts, jnp.where(is_real, triples, -1), past.time, past.rates)
+    counts, _ = _counts(past, tables.triple_counts, jnp.where(is_real, triples, -1))
     entry = first_entries.at[owners].get(mode="clip") + tables.triple_ranks.at[triples].get(mode="clip")
     size = shape.tiles * TILE
     return jnp.zeros((size, counts.shape[1])).at[jnp.where(is_real, entry, size)].set(counts, mode="drop")
@@ -234,13 +238,13 @@ def _seen(groups: Sorted, which: Array, time: Array) -> Array:
     return jnp.stack([low, _search(groups.first, low, high, time)], axis=1)
 
 
-def _counts(table: Occurrences, keys: Array, time: Array, rates: Array) -> tuple[Array, Array]:
-    """Features [x, f] of keys before a time, zeros without any; and the last occurrence, int32 [x], -1 = none."""
+def _counts(past: Past, table: Occurrences, keys: Array) -> tuple[Array, Array]:
+    """Features [x, f] of keys, zeros with nothing before the time; and the last occurrence, int32 [x], -1 = none."""
     low, high = _bounds(table.starts, keys)
-    last = _search(table.times, low, high, time) - 1
+    last = _search(table.times, low, high, past.time) - 1
     is_seen = (last >= low) & (keys >= 0)
-    age = (time - table.times.at[last].get(mode="clip")).astype(jnp.float32)[:, None]
-    counts = table.counts.at[last].get(mode="clip") * jnp.exp2(-age * rates)
+    age = (past.now - table.times.at[last].get(mode="clip")).astype(jnp.float32)[:, None]
+    counts = table.counts.at[last].get(mode="clip") * jnp.exp2(-age * past.rates)
     features = jnp.concatenate([jnp.log1p(SCALE * counts), jnp.log1p(age)], axis=1)
     return jnp.where(is_seen[:, None], features, 0), jnp.where(is_seen, last, -1)
 

@@ -12,7 +12,7 @@ import numpy as np
 from geopol_tkg.config import SplitName
 from geopol_tkg.data.dataset import Dataset, Split
 from geopol_tkg.errors import UsageError
-from geopol_tkg.models.base import Forecaster, ScoreFunction
+from geopol_tkg.models.base import Forecaster, ScoreFunction, visible
 from geopol_tkg.models.past_counts import PastCounts
 from geopol_tkg.models.recurrency_fit import fit_recurrency
 
@@ -39,11 +39,11 @@ class Recurrency:
 
     def at(self, time: int) -> ScoreFunction:
         """Scores float64 [b, n] from facts before ``min(time, horizon)``."""
-        visible = _visible(time, self.horizon)
+        before = visible(time, self.horizon)
         past, alphas = self._past, self.alphas
 
         def score(subjects: np.ndarray, relations: np.ndarray) -> np.ndarray:
-            past.move_to(visible)
+            past.move_to(before)
             scores = _relaxed_scores(past, relations, 1 - alphas)
             rows, triples = past.seen(_query_numbers(past, subjects, relations))
             scores[rows, past.objects[triples]] += alphas[past.relations[triples]] * past.strict(triples)
@@ -64,11 +64,11 @@ class Frequency:
 
     def at(self, time: int) -> ScoreFunction:
         """Scores ``n + xi / 2``, float64 [b, n], from facts before ``min(time, horizon)``."""
-        visible = _visible(time, self.horizon)
+        before = visible(time, self.horizon)
         past = self._past
 
         def score(subjects: np.ndarray, relations: np.ndarray) -> np.ndarray:
-            past.move_to(visible)
+            past.move_to(before)
             scores = _relaxed_scores(past, relations, self._tie_breaker)
             rows, triples = past.seen(_query_numbers(past, subjects, relations))
             scores[rows, past.objects[triples]] += past.decayed(triples)
@@ -126,10 +126,6 @@ def _parse_values(name: str) -> tuple[float, float]:
 
 def _unknown(name: str) -> UsageError:
     return UsageError(f"no baseline {name!r}; known: {', '.join(BASELINES)} (LAMBDA >= 0, ALPHA 0 to 1)")
-
-
-def _visible(time: int, horizon: int | None) -> int:
-    return time if horizon is None else min(time, horizon)
 
 
 def _per_relation(value: float | np.ndarray, dataset: Dataset) -> np.ndarray:

@@ -64,6 +64,25 @@ def test_relations_are_those_seen_in_the_window(rows, time, window):
 
 
 @settings(deadline=None, max_examples=30)
+@given(rows_strategy, st.integers(-7, 12), st.integers(-7, 12), st.sampled_from([0, 1, 3]))
+def test_a_horizon_hides_facts_and_does_not_stop_the_window(rows, time, horizon, window):
+    dataset = make_dataset(rows)
+    earlier = dataclasses.replace(dataset, facts=dataset.facts[dataset.facts[:, 3] < horizon])
+    subjects, relations = np.array([(s, r) for s in range(N) for r in range(2 * R)]).T
+    history = build_for(dataset, window=window)
+    wanted = {(s * 2 * R + r, o) for s, r, o in naive_history(earlier, time, window)}
+    found = history.object_slices(subjects, relations, time, horizon=horizon)
+    assert found_pairs(history.objects, found) == wanted
+
+
+def test_times_that_have_no_numbers_are_refused():
+    entities = 200_000
+    facts = np.array([(0, 0, 1, 0), (entities - 1, 0, entities - 2, 320_000_000)], np.int32)  # seconds of ten years
+    with pytest.raises(DataError, match=r"320,000,002 time steps are too many .* coarser --granularity"):
+        HistoryVocabulary.build(facts, num_entities=entities, num_relations=1, window=0)
+
+
+@settings(deadline=None, max_examples=30)
 @given(rows_strategy, st.lists(st.integers(-7, 12), min_size=1, max_size=6), st.sampled_from([0, 3]))
 def test_each_query_may_have_its_own_time(rows, times, window):
     history = build_for(make_dataset(rows), window=window)

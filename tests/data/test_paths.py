@@ -103,6 +103,21 @@ def test_later_facts_change_nothing():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_horizon_hides_facts_and_does_not_stop_the_clock():
+    one, earlier = index(), index(FACTS[FACTS[:, 3] < 5])
+    for time in (7, 9, 4, 9):
+        for found, expected in zip(one.of(time, EVERYONE, horizon=5), earlier.of(time, EVERYONE), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not np.array_equal(one.of(9, EVERYONE).features, earlier.of(9, EVERYONE).features)
+
+
+def test_few_subjects_at_once_find_the_same(monkeypatch):
+    together = index().of(LAST + 1, EVERYONE)
+    monkeypatch.setattr("geopol_tkg.data.paths._MOST_ENTRIES", 2 * N)
+    for found, expected in zip(index().of(LAST + 1, EVERYONE), together, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_long_before_the_first_fact_there_is_nothing_that_could_fade():
     early = index()
     assert (early.of(-9999, EVERYONE).objects == N).all()

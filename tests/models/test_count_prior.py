@@ -103,6 +103,9 @@ def test_scores_depend_on_the_past_only(dataset, horizon):
     if horizon is None:
         later = (forecaster(d, config, arrays).at(8)(*EVERY_QUERY) for d in (dataset, other))
         assert not np.array_equal(*later)
+    else:
+        earlier = replace(dataset, facts=dataset.facts[~future])
+        np.testing.assert_allclose(before, forecaster(earlier, config, arrays).at(7)(*EVERY_QUERY), atol=1e-5)
 
 
 @pytest.mark.slow

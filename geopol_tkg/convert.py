@@ -15,7 +15,7 @@ from geopol_tkg.config import PARITY_TOLERANCE, ModelConfig
 from geopol_tkg.data.dataset import Dataset, with_inverses
 from geopol_tkg.data.files import replace_file
 from geopol_tkg.data.history import HistoryVocabulary
-from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError, UsageError
 from geopol_tkg.models.registry import build_context, build_forecaster, uses_vocabulary
 
 if TYPE_CHECKING:
@@ -106,9 +106,11 @@ def convert(
     Raises:
         GeopolTkgError: torch, or what the format needs, is not installed.
         DataError: dataset or history do not fit the checkpoint.
-        UsageError: the model has no such format.
+        UsageError: the model has no such format, or the output is there and no file.
         CheckpointError: a weight is not finite.
     """
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output}: is no file; convert writes one, with a card beside it: name another --output")
     _require_torch()
     _require_fit(checkpoint, dataset, history)
     from geopol_tkg.torch.card import model_card
@@ -123,8 +125,9 @@ def convert(
     )
     contents = file_contents(checkpoint, dataset, time=time)
     queries = sample_queries(dataset, checkpoint.config, num_queries, seed=seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+    target = output.resolve()  # a link stays
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         candidate = Path(folder) / f"written{SUFFIXES[file_format]}"
         predictor, found = _write_and_reload(contents, candidate, file_format, queries)
         expected = np.asarray(forecaster.at(predictor.time_index)(*queries.T))
@@ -146,7 +149,7 @@ def convert(
             result |= {"full": full | learned, "passed": result["passed"] and full["passed"]}
         if result["passed"]:
             card = model_card(contents, result, output.name)
-            os.replace(candidate, output)
+            os.replace(candidate, target)
             with replace_file(Path(result["card"])) as file:
                 file.write(card.encode())
     return result

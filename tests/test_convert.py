@@ -1,5 +1,8 @@
 """A trained checkpoint to a .pt file: what it holds, that it agrees with JAX, and that a wrong one never stays."""
 
+import errno
+import os
+import resource
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,9 +21,10 @@ from geopol_tkg.checkpoint import flatten
 from geopol_tkg.config import TrainConfig
 from geopol_tkg.convert import convert, sample_queries, torch_state
 from geopol_tkg.data.history import build_for
-from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError
+from geopol_tkg.errors import CheckpointError, DataError, GeopolTkgError, UsageError
 from geopol_tkg.models.forecaster import ForecastContext, NetworkForecaster
 from geopol_tkg.torch import TKGPredictor
+from geopol_tkg.torch.files import write_pt
 from geopol_tkg.training.step import make_trainer
 
 CONFIG = make_config(num_layers=1)
@@ -215,3 +219,33 @@ def test_the_command_says_why_the_test_split_failed(world):
     assert "new.pt was not written" in done.err
     assert not Path("new.pt").exists()
     assert not Path("new.md").exists()
+
+
+def test_a_link_stays_and_its_file_is_replaced(checkpoint, dataset, history, tmp_path):
+    (tmp_path / "deployed").mkdir()
+    link = tmp_path / "x.pt"
+    link.symlink_to(tmp_path / "deployed" / "model.pt")
+    (tmp_path / "deployed" / "model.pt").write_text("old")
+    assert convert(checkpoint, dataset, history, output=link)["passed"]
+    assert link.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "deployed").iterdir()) == ["model.pt"]
+    assert TKGPredictor(tmp_path / "deployed" / "model.pt", device="cpu").predict("COUNTRY A", "042")
+
+
+def test_a_pipe_is_no_place_for_a_model(checkpoint, dataset, history, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe: is no file"):
+        convert(checkpoint, dataset, history, output=tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "x.pt").open("wb") as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                write_pt({"weights": torch.zeros(1 << 16)}, file)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)

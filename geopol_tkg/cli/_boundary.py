@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from geopol_tkg.cli._app import Output, app, silence
-from geopol_tkg.cli._signals import exit_on_sigterm
+from geopol_tkg.cli._signals import exit_on_signals
 from geopol_tkg.errors import GeopolTkgError, UsageError
 
 _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]  # typer exports no base of what its parser raises
@@ -17,7 +17,7 @@ _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]  # typer exports 
 
 def run_app() -> int:
     """Run the command line; its exit code."""
-    exit_on_sigterm()
+    exit_on_signals()
     if sys.stderr is None:  # closed by the caller
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):

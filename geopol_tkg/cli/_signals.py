@@ -1,14 +1,36 @@
 """SIGINT and SIGTERM: clean up and go, or finish and save what is in hand."""
 
+import os
 import signal
+import sys
+import threading
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+_LATER = 0.05  # seconds
 
-def exit_on_sigterm() -> None:
-    """Make SIGTERM an exit with 143 that removes temporary files on its way out."""
+
+def exit_on_signals() -> None:
+    """Make SIGTERM an exit with 143 and SIGINT one with 130, both of which remove temporary files on their way out.
+
+    A script's background jobs start with SIGINT ignored; it counts all the same.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _exit)
+    if sys.unraisablehook is sys.__unraisablehook__:  # whoever has set another one keeps it
+        sys.unraisablehook = _send_again
+
+
+def _send_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Python drops what a handler raises inside a callback, such as jax's of the garbage collector: try once more."""
+    if isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+        number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
+        again = threading.Timer(_LATER, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:

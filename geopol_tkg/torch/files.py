@@ -3,9 +3,11 @@
 Reading executes no code from a file.
 """
 
+import io
 import json
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +36,7 @@ _NEEDED_TO_COUNT = _NEEDED | {"context": ("facts", *_CLOCK)}
 # What torch.load has been seen to raise on damaged files.
 _UNREADABLE = (
     *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
-    *(pickle.UnpicklingError, struct.error),
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
 
 
@@ -166,6 +168,9 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_pt(path: Path) -> Any:
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load reads past wrong checksums
+            if (part := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(part)
         return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise CheckpointError(f"{path}: damaged, or no plain .pt file ({type(error).__name__})") from error
@@ -173,7 +178,9 @@ def _read_pt(path: Path) -> Any:
 
 def write_pt(contents: dict[str, Any], file: BinaryIO) -> None:
     """One dictionary that ``torch.load(path, weights_only=True)`` reads."""
-    torch.save(contents, file)
+    buffer = io.BytesIO()  # torch would hide that the disk is full behind an error of its own
+    torch.save(contents, buffer)
+    file.write(buffer.getbuffer())
 
 
 def write_safetensors(contents: dict[str, Any], file: BinaryIO) -> None:

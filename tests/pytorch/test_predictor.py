@@ -22,6 +22,7 @@ from geopol_tkg.torch import TKGPredictor
 from geopol_tkg.torch.clock import Clock
 from geopol_tkg.torch.modules import Queries, build_network
 
+ALL = np.stack(np.meshgrid(np.arange(N), np.arange(2 * R)), axis=-1).reshape(-1, 2).T
 BLOCKED = MappingProxyType(dict.fromkeys(["jax", "flax", "optax", "pandas", "pyarrow", "scipy", "typer", "rich"]))
 
 
@@ -210,6 +211,24 @@ def test_a_cut_file_is_refused(pt_file, tmp_path):
         (tmp_path / "x.pt").write_bytes(content[:size])
         with pytest.raises(CheckpointError, match="damaged"):
             TKGPredictor(tmp_path / "x.pt", device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_flipped_bit_changes_no_forecast(pt_file, tmp_path):
+    content = pt_file.read_bytes()
+    expected = TKGPredictor(pt_file, device="cpu").log_probabilities(*ALL)
+    refused = 0
+    for place in np.random.default_rng(0).integers(0, len(content), 60):
+        broken = bytearray(content)
+        broken[place] ^= 64
+        (tmp_path / "x.pt").write_bytes(broken)
+        try:
+            found = TKGPredictor(tmp_path / "x.pt", device="cpu").log_probabilities(*ALL)
+        except CheckpointError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, expected)
+    assert refused
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

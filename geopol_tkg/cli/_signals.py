@@ -24,13 +24,17 @@ def exit_on_signals() -> None:
 
 def _send_again(lost: "sys.UnraisableHookArgs") -> None:
     """Python drops what a handler raises inside a callback, such as jax's of the garbage collector: try once more."""
-    if isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
-        number = signal.SIGINT if isinstance(lost.exc_value, KeyboardInterrupt) else signal.SIGTERM
-        again = threading.Timer(_LATER, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+    error = lost.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    elif isinstance(error, SystemExit) and error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        number = int(error.code) - 128
     else:
         sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(_LATER, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:

@@ -113,9 +113,12 @@ def test_a_horizon_hides_facts_and_does_not_stop_the_clock():
 
 def test_few_subjects_at_once_find_the_same(monkeypatch):
     together = index().of(LAST + 1, EVERYONE)
+    sizes, most = [], PathIndex._most
     monkeypatch.setattr("geopol_tkg.data.paths._MOST_ENTRIES", 2 * N)
+    monkeypatch.setattr(PathIndex, "_most", lambda own, subjects: sizes.append(len(subjects)) or most(own, subjects))
     for found, expected in zip(index().of(LAST + 1, EVERYONE), together, strict=True):
         np.testing.assert_array_equal(found, expected)
+    assert max(sizes) == 2
 
 
 def test_long_before_the_first_fact_there_is_nothing_that_could_fade():

@@ -200,8 +200,11 @@ def test_many_queries_are_those_asked_one_by_one(predictor):
 
 def test_many_entities_are_counted_for_fewer_queries_at_once(predictor, monkeypatch):
     together = predictor.log_probabilities(*ALL)
+    sizes, count = [], PastCounts.of
     monkeypatch.setattr("geopol_tkg.torch.predictor._MOST_ROWS", 2 * N + 1)
+    monkeypatch.setattr(PastCounts, "of", lambda past, *queries: sizes.append(len(queries[0])) or count(past, *queries))
     np.testing.assert_allclose(predictor.log_probabilities(*ALL), together, atol=1e-6)
+    assert max(sizes) == 2
 
 
 def test_a_later_time_is_forecast_from_older_counts(predictor, of_jax):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 import typer
 from typer.core import TyperGroup
 
+from geopol_tkg.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -29,6 +31,14 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """The order of work, not of the alphabet."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses empty arguments, such as unset variables of scripts: as a path they would mean the current folder."""
+        for before, text in zip(["", *args], args, strict=False):
+            if not text or (text.startswith("--") and text.endswith("=")):
+                what = text.rstrip("=") or (before if before.startswith("-") else "an argument")
+                raise UsageError(f"{what} is empty; leave it out or give it a value")
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

@@ -96,13 +96,15 @@ def named_options(command: Any, table: dict[str, Any], problem: str) -> dict[str
     """Values by parameter of a command, from a table by flag, with dashes or underscores.
 
     Raises:
-        UsageError: the command has no such option; the message begins with the problem.
+        UsageError: the command has no such option, and the message begins with the problem; or a value is empty.
     """
     options = _options(command)
     named = {}
     for key, value in table.items():
         flag = key.replace("_", "-")
         _require(flag, options, problem)
+        if value == "":
+            raise UsageError(f"{flag} in [{command.name}] is empty; leave it out or give it a value")
         named[options[flag]] = value
     return named
 

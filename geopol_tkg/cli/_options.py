@@ -35,13 +35,27 @@ def finite(value: float) -> float:
 
 
 def require_file(path: Path | None, flag: str) -> None:
-    """Refuse to write a file where a folder is, before the work for it.
+    """Refuse to write a file where a folder is, or over a part of a dataset or a checkpoint, before the work for it.
 
     Raises:
-        UsageError: it is a folder.
+        UsageError: there is one.
     """
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise UsageError(f"{flag} {path}: a folder; name a file")
+    if (whole := _whole_of(path.resolve())) is not None:
+        raise UsageError(f"{flag} {path}: belongs to the {whole} there; name another file")
+
+
+def _whole_of(path: Path) -> str | None:
+    """What a file is a part of: a dataset, a checkpoint, or nothing."""
+    from geopol_tkg.data.dataset import FILES, is_dataset
+
+    if path.name in (*FILES, "history.npz") and is_dataset(path.parent):
+        return "dataset"
+    is_pair = path.suffix in (".json", ".npz") and all(path.with_suffix(end).is_file() for end in (".json", ".npz"))
+    return "checkpoint" if is_pair else None
 
 
 def positive(value: float) -> float:

@@ -38,6 +38,7 @@ def test_flags_and_dashes(world, monkeypatch):
         ("[trian]\nlr = 1", "no command 'trian'; did you mean train?"),
         ("train = 3", "wanted a table [train]"),
         ("[train", "not valid TOML"),
+        ("[ingest]\nout = ''", "out in [ingest] is empty; leave it out or give it a value"),
         ("[eval]\nsplit = 'tset'", "Invalid value for '--split'"),
     ],
 )

@@ -65,6 +65,21 @@ WRONG_USAGE = {
     "a folder for ranks": (("eval", "--ranks", "data"), "--ranks data: a folder; name a file"),
     "a folder for a report": (("compare", BEST, "frequency", "--output", "data"), "a folder; name a file"),
     "a folder for weights": (("convert", "--output", "data"), "a folder; name a file"),
+    "ranks over a dataset": (("eval", "--ranks", "data/gdelt/facts.parquet"), "belongs to the dataset there"),
+    "ranks over a vocabulary": (("eval", "--ranks", "data/gdelt/history.npz"), "belongs to the dataset there"),
+    "a report over a dataset": (
+        ("compare", BEST, "frequency", "--output", "data/gdelt/dataset.json"),
+        "belongs to the dataset there; name another file",
+    ),
+    "a report over a checkpoint": (
+        ("compare", BEST, "frequency", "--output", f"{BEST}.json"),
+        f"--output {BEST}.json: belongs to the checkpoint there",
+    ),
+    "weights over a checkpoint": (("convert", "--output", f"{BEST}.npz"), "belongs to the checkpoint there"),
+    "an empty source": (("ingest", "", "--out", "new"), "an argument is empty"),
+    "an empty folder": (("ingest", "events.parquet", "--out", ""), "--out is empty; leave it out or give it a value"),
+    "an empty folder in one word": (("ingest", "events.parquet", "--out="), "--out is empty"),
+    "an empty name": (("train", "--run-name", "", "--overwrite", *SMALL), "--run-name is empty"),
     "mixed sources": (("ingest", "quadruples", "events.parquet", "--out", "new"), "a quadruple folder"),
 }
 

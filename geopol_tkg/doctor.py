@@ -250,4 +250,10 @@ def _without_home(path: Path) -> str:
 
 
 def _in_a_line(error: BaseException) -> str:
+    """Of what broke; SIGINT is none of that, though an import that it interrupts may raise an error of its own."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -97,6 +97,14 @@ def test_a_missing_extra_is_a_line_and_a_broken_package_fails(untrained, monkeyp
     assert content["versions"]["optax"] == "FAILED to import: ImportError: half of it is gone"
 
 
+def test_an_import_interrupted_is_no_broken_package(untrained, monkeypatch):
+    def interrupted(name):
+        raise ImportError(f"cannot import {name}") from KeyboardInterrupt()
+
+    monkeypatch.setattr(doctor.importlib, "import_module", interrupted)
+    assert call("doctor").code == 130
+
+
 def test_a_gpu_that_is_not_there_is_told_with_all_the_rest(untrained):
     done = call("doctor", "--device", "gpu", "--json")
     assert done.code == 1

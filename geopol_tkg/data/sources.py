@@ -48,19 +48,25 @@ class SourceFile:
 
 
 def find_files(sources: Sequence[str]) -> list[SourceFile]:
-    """Event files behind the sources, each once, in the order given; folders by name.
+    """Event files behind the sources, each once whatever leads to it, in the order given; folders by name.
 
     Raises:
         DataError: a source does not exist, or holds no event file.
     """
-    found: dict[str, SourceFile] = {}
+    found: dict[str, SourceFile] = {}  # by the address without links
     for source in sources:
         files = list(_find(source))
         if not files:
             raise DataError(f"{source}: no event files here; known are {', '.join(_SUFFIXES)}")
         for file in files:
-            found.setdefault(file.path, file)
+            found.setdefault(_real(file.path), file)
     return list(found.values())
+
+
+def _real(path: str) -> str:
+    """Where a file is, behind all links; addresses of object stores as they are."""
+    local = path.removeprefix("file://")
+    return local if local.startswith(_REMOTE) else os.path.realpath(local)
 
 
 def _find(source: str) -> Iterator[SourceFile]:
@@ -95,7 +101,7 @@ def _local_files(paths: list[Path]) -> Iterator[SourceFile]:
 def _inside(folder: Path) -> list[Path]:
     """Event files in a folder and the folders in it, by name; links are followed."""
     found: list[Path] = []
-    entered: set[str] = set()
+    entered = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         found += [Path(parent, name) for name in names if _is_event_file(name)]
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]

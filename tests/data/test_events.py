@@ -231,6 +231,9 @@ def test_sources_are_found_once_and_in_order(tmp_path, event_file):
         str(second),
     ]
     assert len(find_files([f"{tmp_path}/**/*.CSV"])) == 1
+    (tmp_path / "again.parquet").symlink_to(first)
+    ways = [str(first), f"{tmp_path}/deep/../b.parquet", first.as_uri(), f"{tmp_path}/again.parquet"]
+    assert [file.path for file in find_files(ways)] == [str(first)]
 
 
 def test_a_folder_is_read_whole_and_without_what_is_hidden(tmp_path, event_file):

@@ -16,7 +16,7 @@ from geopol_tkg.data.countries import Countries
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.history import HistoryVocabulary, load_or_build
 from geopol_tkg.data.paths import PathIndex
-from geopol_tkg.errors import CheckpointError, DataError, unknown_label
+from geopol_tkg.errors import CheckpointError, DataError, UsageError, unknown_label
 from geopol_tkg.explain import Past
 from geopol_tkg.models.base import Block, Expectant, Forecaster, ScoreFunction
 from geopol_tkg.models.ensemble import EnsembleForecaster, Member
@@ -261,6 +261,7 @@ def predict(
 
     Raises:
         DataError: a label or a time that the model does not know.
+        UsageError: ``at`` is no time.
     """
     checkpoint, known = model.checkpoint, model.alignment.known
     subject = look_up(entity, checkpoint.entity_to_id, "entity")
@@ -307,7 +308,10 @@ def _time_of(at: str | None, alignment: Alignment) -> int:
     axis, first = alignment.known.time_axis, int(alignment.known.facts[0, 3])
     if at is None:
         return next_time(alignment)
-    time = axis.index(at)
+    try:
+        time = axis.index(at)
+    except DataError as error:
+        raise UsageError(f"--at: {error}") from error
     if time > np.iinfo(np.int32).max:
         raise DataError(f"--at {at}: too far ahead")
     if time <= first:

@@ -27,7 +27,11 @@ def command(
     rank_subjects: Annotated[bool, typer.Option("--object", help="SUBJECT is the object; rank subjects.")] = False,
     at: Annotated[
         str | None,
-        typer.Option(help="Time to forecast, from the facts before it. (default: the next step)", show_default=False),
+        typer.Option(
+            help="Time to forecast (2017-11-08T12:00, 20171108120000), from the facts before it. "
+            "(default: the next step)",
+            show_default=False,
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Candidates shown.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the past says of each candidate.")] = False,

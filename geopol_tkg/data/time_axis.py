@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from geopol_tkg.errors import DataError, UsageError
 
 _UNIT_SECONDS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_DATE_ADDED = re.compile(r"^(\d{8})(\d{6})$")  # as GDELT writes times
 _MONDAY = 4 * 86400  # 1970-01-05, so that weeks begin on Mondays
 
 
@@ -47,14 +48,16 @@ class TimeAxis:
         """Index of the step that holds the time; the inverse of :meth:`label`.
 
         Raises:
-            DataError: the text is no ISO time (for calendars) or no integer.
+            DataError: the text is no ISO time or YYYYMMDDHHMMSS (for calendars), or no integer.
         """
         try:
             if self.granularity is None:
                 return (int(text) - self.origin) // self.step
-            moment = datetime.fromisoformat(text)
+            moment = datetime.fromisoformat(_DATE_ADDED.sub(r"\1T\2", text))
         except ValueError as error:
-            wanted = "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00"
+            wanted = (
+                "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00, or 20171108120000"
+            )
             raise DataError(f"time {text!r} is not {wanted}") from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (int(moment.timestamp()) - self.origin) // self.step

@@ -1,11 +1,14 @@
 """Time steps of a ``.pt`` file: what ``geopol_tkg.data.time_axis`` does, for those who have torch alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from geopol_tkg.errors import DataError
+
+_DATE_ADDED = re.compile(r"^(\d{8})(\d{6})$")  # as GDELT writes times
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Clock:
         return str(value) if self.granularity is None else f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def index(self, time: object) -> int:
-        """Index of the step that holds a time: ISO text, a datetime, or the bare number.
+        """Index of the step that holds a time: ISO text, YYYYMMDDHHMMSS, a datetime, or the bare number.
 
         Raises:
             DataError: it is none of these.
@@ -35,9 +38,11 @@ class Clock:
         try:
             if self.granularity is None:
                 return (int(str(time)) - self.origin) // self.step
-            moment = datetime.fromisoformat(str(time))
+            moment = datetime.fromisoformat(_DATE_ADDED.sub(r"\1T\2", str(time)))
         except ValueError as error:
-            wanted = "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00"
+            wanted = (
+                "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00, or 20171108120000"
+            )
             raise DataError(f"time {time!r} is not {wanted}") from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (int(moment.timestamp()) - self.origin) // self.step

@@ -76,6 +76,14 @@ WRONG_USAGE = {
         f"--output {BEST}.json: belongs to the checkpoint there",
     ),
     "weights over a checkpoint": (("convert", "--output", f"{BEST}.npz"), "belongs to the checkpoint there"),
+    "no time": (
+        ("predict", "ENTITY 1", "042", "--checkpoint", BEST, "--at", "tomorrow"),
+        "--at: time 'tomorrow' is not an ISO time",
+    ),
+    "no moment": (
+        ("predict", "ENTITY 1", "042", "--checkpoint", BEST, "--at", "20171108250000"),
+        "'20171108250000' is not an ISO time",
+    ),
     "an empty source": (("ingest", "", "--out", "new"), "an argument is empty"),
     "an empty folder": (("ingest", "events.parquet", "--out", ""), "--out is empty; leave it out or give it a value"),
     "an empty folder in one word": (("ingest", "events.parquet", "--out="), "--out is empty"),
@@ -124,7 +132,6 @@ EXPECTED = {
     "no GPU to predict": (("predict", "ENTITY 1", "042", "--device", "gpu"), "jax sees only cpu"),
     "unknown entity": (("predict", "NOBODY", "042"), "entity 'NOBODY' is unknown to the model"),
     "unknown relation": (("predict", "ENTITY 1", "xyz"), "relation 'xyz' is unknown to the model"),
-    "no time": (("predict", "ENTITY 1", "042", "--at", "tomorrow"), "time 'tomorrow' is not an ISO time"),
     "too early": (("predict", "ENTITY 1", "042", "--at", "2017-11-01"), "nothing is known before the first facts"),
 }
 

@@ -45,7 +45,8 @@ def test_calendar_labels_golden():
     assert axis.label(-1) == "2017-10-31T23:45:00Z"
     assert axis.index("2017-11-01T00:29:59") == 1
     assert axis.index("2017-11-01T02:00:00+02:00") == 0
-    assert axis.index("2017-11-01") == 0
+    assert axis.index("2017-11-01") == axis.index("20171101") == 0
+    assert axis.index("20171101002959") == 1
 
 
 @given(st.integers(-1000, 100_000), st.sampled_from([("15min", 900), ("1d", DAY), (None, 24)]))

@@ -295,6 +295,7 @@ def test_the_clock_is_the_time_axis():
             assert clock.index(axis.label(index)) == index == axis.index(clock.label(index))
     assert Clock(0, 3600, "1h").index(datetime(1970, 1, 1, 5, 30)) == 5
     assert Clock(0, 3600, "1h").index("1970-01-01T05:30+02:00") == 3
+    assert Clock(0, 3600, "1h").index(19700101053000) == 5
 
 
 def test_a_fine_tuned_network_forecasts_anew(pt_file, dataset):

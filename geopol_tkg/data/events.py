@@ -18,7 +18,7 @@ from geopol_tkg.data import gdelt
 from geopol_tkg.data.delimited import PROCESSED_COLUMNS, ByteStream, Dialect, parse_block, sniff, text_blocks
 from geopol_tkg.data.sources import SourceFile
 from geopol_tkg.data.times import DAY, NO_TIME, parse_times
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, UsageError
 
 SCHEMA = pa.schema(
     [
@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 500_000
+_OF_GDELT = ("entity", "relation", "time", "min_mentions")  # settings that choose among GDELT's columns
 # What readers raise; the last two: a zip compressed in a way that zipfile does not know, or encrypted.
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
@@ -57,6 +58,7 @@ def read_events(file: SourceFile, config: IngestConfig) -> Iterator[EventBatch]:
 
     Raises:
         DataError: the file is damaged, of an unknown format, or lacks what the options ask for.
+        UsageError: options that change nothing about processed events.
     """
     if file.size == 0:
         return
@@ -133,8 +135,9 @@ def _is_processed(names: Collection[str]) -> bool:
 def _needed(names: Collection[str], config: IngestConfig, where: str) -> list[str]:
     if not _is_processed(names):
         return gdelt.needed_columns(names, config, where)
-    if config.min_mentions:
-        raise DataError(f"{where}: processed events have no mentions; leave out --min-mentions")
+    if changed := [name for name in _OF_GDELT if getattr(config, name) != getattr(IngestConfig, name)]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise UsageError(f"{where}: processed events have labels and times, and no mentions; leave out {options}")
     return list(PROCESSED_COLUMNS)
 
 

@@ -16,7 +16,7 @@ from geopol_tkg.config import IngestConfig
 from geopol_tkg.data import delimited, gdelt
 from geopol_tkg.data.events import SCHEMA, mock_events, read_events
 from geopol_tkg.data.sources import find_files
-from geopol_tkg.errors import DataError
+from geopol_tkg.errors import DataError, UsageError
 
 CONFIG = IngestConfig()
 
@@ -194,6 +194,14 @@ def test_reduced_files_hold_codes_only(tmp_path):
     assert found.to_pylist() == [{"entity1": "AFR", "relation": "043", "entity2": "FRA", "timestamp": 283996800}]
     with pytest.raises(DataError, match="use --entity code"):
         read(path)
+
+
+def test_settings_without_effect_on_processed_events_are_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("entity1,relation,entity2,timestamp\nA,x,B,20171101\n")
+    assert read(path, IngestConfig(granularity="1h", min_entity_count=0))[1] == 1
+    with pytest.raises(UsageError, match=r"x\.csv: .*; leave out --entity, --relation, --time, --min-mentions$"):
+        read(path, IngestConfig(entity="code", relation="root-code", time="event", min_mentions=1))
 
 
 def test_few_mentions(event_file, events):

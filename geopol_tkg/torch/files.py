@@ -3,6 +3,7 @@
 Reading executes no code from a file.
 """
 
+import hashlib
 import io
 import json
 import pickle
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,7 +188,8 @@ def write_pt(contents: dict[str, Any], file: BinaryIO) -> None:
 def write_safetensors(contents: dict[str, Any], file: BinaryIO) -> None:
     """Tensors under their names in the state dict, or their path in the contents; all else as JSON in the metadata."""
     tensors: dict[str, Tensor] = {}
-    metadata = {"format": "pt", "geopol_tkg": json.dumps(_take_out(contents, (), tensors), ensure_ascii=False)}
+    text = json.dumps(_take_out(contents, (), tensors), ensure_ascii=False)
+    metadata = {"format": "pt", "geopol_tkg": text, "sha256": _digest(text, tensors)}
     file.write(_safetensors().torch.save(tensors, metadata))
 
 
@@ -195,11 +198,24 @@ def _read_safetensors(path: Path) -> Any:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "geopol_tkg" not in metadata:
-                return None
-            return _put_back(json.loads(metadata["geopol_tkg"]), file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if "geopol_tkg" not in metadata:
+            return None
+        if _digest(metadata["geopol_tkg"], tensors) != metadata.get("sha256"):
+            raise ValueError("sha256 differs")
+        return _put_back(json.loads(metadata["geopol_tkg"]), tensors)
     except (*_UNREADABLE, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({type(error).__name__})") from error
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """Of the JSON, and of name, type, shape and bytes of each tensor: the format has no checksum of its own."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        values = tensors[name].contiguous().numpy()
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _take_out(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
@@ -215,14 +231,14 @@ def _take_out(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> 
     return value
 
 
-def _put_back(value: Any, file: Any) -> Any:
+def _put_back(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
-        return [_put_back(item, file) for item in value]
+        return [_put_back(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {"tensor"} and isinstance(value["tensor"], str):
-        return file.get_tensor(value["tensor"])
-    return {key: _put_back(item, file) for key, item in value.items()}
+        return tensors[value["tensor"]]
+    return {key: _put_back(item, tensors) for key, item in value.items()}
 
 
 def _safetensors() -> Any:

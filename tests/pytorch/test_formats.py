@@ -66,6 +66,12 @@ def test_damaged_and_foreign_safetensors_are_refused(safetensors_file, tmp_path)
         path.write_bytes(content[:size])
         with pytest.raises(CheckpointError, match="damaged, or no safetensors file"):
             TKGPredictor(path, device="cpu")
+    for place in range(8, len(content), len(content) // 40):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            TKGPredictor(path, device="cpu")
     path.write_bytes(struct.pack("<Q", 2) + b"{}")
     with pytest.raises(CheckpointError, match="not written by geopol-tkg convert"):
         TKGPredictor(path, device="cpu")

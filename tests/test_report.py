@@ -181,8 +181,6 @@ def test_times_and_questions_in_words(dataset):
     assert relation_words(coded, 1) == "042 make a visit"
     assert question(coded, 0, 1, 2) == "3 January 1970: towards whom does COUNTRY A “make a visit” (042)?"
     assert question(dataset, 0, 5, 2) == "3 January 1970: who does “042” towards COUNTRY A?"
-    classes = replace(dataset, relations=("1", "4"), relation_kind="event-quad")
-    assert relation_words(classes, 1) == "4 oppose materially"
 
 
 def test_the_training_command_has_options_that_exist(dataset):
@@ -446,6 +444,16 @@ def test_other_splits_and_data_are_named(world):
     assert "Checkpoints were chosen or trained on valid" in text
     assert "copy/gdelt" in text
     assert "<h2>Examples</h2>" not in text
+
+
+def test_recurrency_stays_out_where_it_cannot_be_fitted(world):
+    done = call("report", "--split", "train", "--examples", "0", "--json")
+    assert [model["name"] for model in done.json()["models"]] == ["tirgn_best", "frequency"]
+    assert "the report goes without it: recurrency cannot be fitted before the train split" in done.err
+    named = ("models/tkg/tirgn_best", "recurrency:0.02,0.9")
+    content = call("report", *named, "--split", "train", "--examples", "0", "--json").json()
+    assert [model["name"] for model in content["models"]] == ["tirgn_best", "recurrency:0.02,0.9", "frequency"]
+    assert call("eval", "recurrency", "--split", "train").code == 2
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def open_model(
     if is_baseline(name):
         dataset = open_dataset(None) if dataset is None else dataset
         horizon = _horizon(dataset, split, protocol)
-        fit_on = dataset if split == "test" else before_split(dataset, split)
+        fit_on = before_split(dataset, split) if name == "recurrency" and split != "test" else dataset
         return OpenModel(name, baseline(name, dataset, horizon=horizon, fit_on=fit_on), dataset)
     _require_members(name)
     model = load_named(name, dataset)

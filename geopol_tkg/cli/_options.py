@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geopol_tkg.data.dataset import Dataset
 
 SAMPLE_DATASET = Path("data/gdelt-sample")
+_LARGEST = 2**31 - 1
 _INGEST_PANEL = "How events become facts"
 
 
@@ -88,13 +89,16 @@ TimeOption = Annotated[
     TimeSource,
     _option("--time", "DATEADDED (added), SQLDATE (event), or by the day the row was added (auto)."),
 ]
-NumDaysOption = Annotated[int, _option("--num-days", "Keep the last days; 0 keeps all.", min=0)]
+NumDaysOption = Annotated[int, _option("--num-days", "Keep the last days; 0 keeps all.", min=0, max=_LARGEST)]
 MaxEventsOption = Annotated[
-    int, _option("--max-events", "Keep so many facts, thinned per timestamp in proportion; 0 keeps all.", min=0)
+    int,
+    _option(
+        "--max-events", "Keep so many facts, thinned per timestamp in proportion; 0 keeps all.", min=0, max=_LARGEST
+    ),
 ]
-MinMentionsOption = Annotated[int, _option("--min-mentions", "Drop rows with fewer NumMentions.", min=0)]
+MinMentionsOption = Annotated[int, _option("--min-mentions", "Drop rows with fewer NumMentions.", min=0, max=_LARGEST)]
 MinEntityCountOption = Annotated[
-    int, _option("--min-entity-count", "Drop entities in fewer distinct facts, one pass.", min=0)
+    int, _option("--min-entity-count", "Drop entities in fewer distinct facts, one pass.", min=0, max=_LARGEST)
 ]
 SelfPairsOption = Annotated[bool, _option("--keep-self-pairs", "Keep rows that name the same entity twice.")]
 SplitOption = Annotated[str, _option("--split", "Shares of the timestamps for train, valid and test, in time order.")]

@@ -11,7 +11,7 @@ import typer
 from geopol_tkg.cli import _options as opt
 from geopol_tkg.cli._app import DataOption, JsonFlag, Output, QuietFlag, VerboseFlag, app, new_table, plain
 from geopol_tkg.config import DEFAULT_MODEL_DIR, SplitName
-from geopol_tkg.errors import CheckpointError
+from geopol_tkg.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,8 @@ def command(
 ) -> None:
     """Write a report: training curves, comparison, strata, calibration, examples; one HTML file.
 
-    The file needs no network. The baselines recurrency and frequency stand beside every model.
+    The file needs no network. The baselines recurrency and frequency stand beside every model, recurrency
+    where there is enough before the split to fit it on.
     """
     from datetime import UTC, datetime
 
@@ -61,7 +62,7 @@ def command(
     names = _expanded(runs or [DEFAULT_MODEL_DIR])
     content = report(names, dataset=dataset, split=split, examples=examples, seed=seed, output=output)
     with replace_file(output_path) as file:
-        file.write(page(content, made=datetime.now(UTC)).encode())
+        file.write(page(content, made=datetime.now(UTC)).encode(errors="backslashreplace"))
     summary = _summary(content, output_path)
     title = f"{summary['num_queries']:,} queries of {split}, single-step, time filter, both directions"
     output.result(summary, title, _table(summary), *overlap_lines(summary["models"]), "", f"report: {output_path}")
@@ -74,9 +75,9 @@ def report(
     from geopol_tkg.cli._models import shared_dataset
     from geopol_tkg.report.content import Report, distinct_names
 
-    chosen = [*names, *(name for name in _BASELINES if name not in names)]
     if dataset is None:
-        dataset = shared_dataset(chosen) or opt.open_dataset(None)
+        dataset = shared_dataset(names) or opt.open_dataset(None)
+    chosen = [*names, *_baselines(names, dataset, split, output)]
     models = [
         _measured(run, name, dataset, split=split, output=output)
         for run, name in zip(chosen, distinct_names(chosen), strict=True)
@@ -85,6 +86,20 @@ def report(
     words = ["geopol-tkg", "report", *names, *([] if dataset.path is None else ["--data", str(dataset.path)])]
     words += ["--split", split, "--examples", str(examples), "--seed", str(seed)]
     return Report(models, shown, dataset, split, seed, shlex.join(words))
+
+
+def _baselines(names: Sequence[str], dataset: "Dataset", split: SplitName, output: Output) -> list[str]:
+    """Those that nobody named; without what cannot be fitted, for there is too little before the split."""
+    from geopol_tkg.models.recurrency import before_split
+
+    missing = [name for name in _BASELINES if name not in {named.partition(":")[0] for named in names}]
+    if "recurrency" in missing and split != "test":
+        try:
+            before_split(dataset, split)
+        except UsageError as error:
+            output.note(f"the report goes without it: {error}")
+            missing.remove("recurrency")
+    return missing
 
 
 def _expanded(runs: Sequence[str]) -> list[str]:

@@ -39,12 +39,6 @@ _BASES = {
     "violate a ceasefire",
     "20": "use mass violence|expel en masse|kill en masse|cleanse ethnically|use weapons of mass destruction",
 }
-QUAD_CLASSES = {
-    "1": "cooperate verbally",
-    "2": "cooperate materially",
-    "3": "oppose verbally",
-    "4": "oppose materially",
-}
 MEANINGS = {f"{root}{i}": text for root, texts in _BASES.items() for i, text in enumerate(texts.split("|"))}
 
 
@@ -52,7 +46,7 @@ def relation_meaning(kind: str, label: str) -> str | None:
     """What a relation's label of a kind of GDELT column means; None for labels of another source."""
     if kind == "given":
         return None
-    return QUAD_CLASSES[label] if kind == "event-quad" else meaning(label)
+    return meaning(label.partition("_")[0])  # event-quad has the quad class behind the code
 
 
 def meaning(code: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -178,7 +179,7 @@ class Dataset:
         """
         manifest = _read_manifest(directory)
         try:
-            facts = pq.read_table(directory / "facts.parquet", columns=list(COLUMNS))
+            facts = _read_table(directory / "facts.parquet", COLUMNS)
             dataset = cls(
                 entities=_read_labels(directory / "entities.parquet"),
                 relations=_read_labels(directory / "relations.parquet"),
@@ -226,4 +227,9 @@ def _write_labels(file: BinaryIO, labels: tuple[str, ...], counts: np.ndarray) -
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
-    return tuple(pq.read_table(path, columns=["label"])["label"].to_pylist())
+    return tuple(_read_table(path, ["label"])["label"].to_pylist())
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+        return pq.read_table(file, columns=list(columns))

@@ -107,6 +107,7 @@ def sniff(block: bytes, where: str) -> Dialect:
     names = gdelt.canonical_columns(header)
     if sum(name.lower() in _KNOWN for name in names) >= 3:
         return Dialect(delimiter, quoted, True, _header_layouts(header, names))
+    quoted &= delimiter == "," or first.startswith('"')  # GDELT quotes nothing: there, a quote in a field is text
     return Dialect(delimiter, quoted, False, _headless_layouts(block, delimiter, quoted, where))
 
 

@@ -30,8 +30,18 @@ SCHEMA = pa.schema(
 )
 _BATCH_ROWS = 500_000
 _OF_GDELT = ("entity", "relation", "time", "min_mentions")  # settings that choose among GDELT's columns
-# What readers raise; the last two: a zip compressed in a way that zipfile does not know, or encrypted.
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+# What readers raise: the third of parquet's text that is no UTF-8, the last two of a zip compressed in a way that
+# zipfile does not know, or encrypted.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)

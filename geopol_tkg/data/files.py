@@ -63,8 +63,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """Indented JSON with a line end; NaN is an error."""
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    """Indented JSON with a line end; NaN is an error. Bytes of file names that are no UTF-8 are escaped."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def sha256_of(path: Path) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from geopol_tkg.config import IngestConfig
 from geopol_tkg.data import selection
-from geopol_tkg.data.dataset import Dataset, is_dataset
+from geopol_tkg.data.dataset import Dataset, Split, is_dataset
 from geopol_tkg.data.events import EventBatch, read_events
 from geopol_tkg.data.quadruples import is_quadruple_folder, read_quadruples
 from geopol_tkg.data.sources import SourceFile, find_files
@@ -164,6 +164,8 @@ def _build(collected: _Collected, config: IngestConfig) -> Dataset:
     facts = _select(columns, collected, config)
     origin += int(facts[0, 0]) * step
     facts[:, 0] -= facts[0, 0]
+    if facts[-1, 0] >= np.iinfo(np.int32).max:
+        raise DataError(f"times span {facts[-1, 0]:,} steps of {config.granularity}; give --num-days, or wider steps")
     used_entities = np.unique(facts[:, [1, 3]])
     used_relations = np.unique(facts[:, 2])
     facts[:, [1, 3]] = np.searchsorted(used_entities, facts[:, [1, 3]])
@@ -173,12 +175,23 @@ def _build(collected: _Collected, config: IngestConfig) -> Dataset:
         entities=tuple(entities[i] for i in used_entities),
         relations=tuple(relations[i] for i in used_relations),
         facts=np.ascontiguousarray(facts[:, [1, 2, 3, 0]], dtype=np.int32),
-        split=selection.split_timestamps(np.unique(facts[:, 0]), config.split),
+        split=_split(np.unique(facts[:, 0]), collected, config),
         time_axis=axis,
         entity_kind="given" if collected.given else config.entity,
         relation_kind="given" if collected.given else config.relation,
         details=_details(collected, config, facts[:, 0], axis),
     )
+
+
+def _split(timestamps: np.ndarray, collected: _Collected, config: IngestConfig) -> Split:
+    try:
+        return selection.split_timestamps(timestamps, config.split)
+    except DataError as error:
+        older = collected.dropped["outside_num_days"]
+        if not older:
+            raise
+        newest = datetime.fromtimestamp(collected.last, UTC).date().isoformat()
+        raise DataError(f"{error}; --num-days {config.num_days} before {newest} left out {older:,} rows") from error
 
 
 def _select(columns: tuple[np.ndarray, ...], collected: _Collected, config: IngestConfig) -> np.ndarray:

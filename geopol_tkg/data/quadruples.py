@@ -135,11 +135,15 @@ def _read_labels(path: Path) -> dict[int, str]:
 
 def _distinct(labels: dict[int, str]) -> dict[int, str]:
     """Labels that stand for two ids carry the id from the second on."""
-    seen: set[str] = set()
+    taken = set(labels.values())
+    first: dict[str, int] = {}
     result = {}
     for i, label in labels.items():
-        result[i] = f"{label} ({i})" if label in seen else label
-        seen.add(label)
+        result[i] = label
+        if first.setdefault(label, i) != i:
+            while result[i] in taken:
+                result[i] += f" ({i})"
+            taken.add(result[i])
     return result
 
 

@@ -8,6 +8,7 @@ from geopol_tkg.errors import DataError, UsageError
 
 _UNIT_SECONDS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DATE_ADDED = re.compile(r"^(\d{8})(\d{6})$")  # as GDELT writes times
+_WIDEST = 36_525 * 86400
 _MONDAY = 4 * 86400  # 1970-01-05, so that weeks begin on Mondays
 
 
@@ -16,7 +17,10 @@ def granularity_seconds(text: str) -> int:
     match = re.fullmatch(r"(\d+)(min|h|d|w)", text.strip())
     if match is None or int(match[1]) == 0:
         raise UsageError(f"granularity {text!r} is not a number and a unit: try 15min, 1h, 1d or 1w")
-    return int(match[1]) * _UNIT_SECONDS[match[2]]
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]]
+    if seconds > _WIDEST:
+        raise UsageError(f"granularity {text!r} is wider than a hundred years")
+    return seconds
 
 
 def floor_to_step(seconds: int, step: int) -> int:
@@ -54,12 +58,12 @@ class TimeAxis:
             if self.granularity is None:
                 return (int(text) - self.origin) // self.step
             moment = datetime.fromisoformat(_DATE_ADDED.sub(r"\1T\2", text))
-        except ValueError as error:
+            moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
             wanted = (
                 "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00, or 20171108120000"
             )
             raise DataError(f"time {text!r} is not {wanted}") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (int(moment.timestamp()) - self.origin) // self.step
 
     def offset_to(self, other: "TimeAxis") -> int:

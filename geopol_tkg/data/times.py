@@ -1,4 +1,4 @@
-"""Reading times as they come: datetimes, ISO text, YYYYMMDD, YYYYMMDDHHMMSS, epoch numbers."""
+"""Reading times as they come: datetimes, ISO text, YYYYMMDD and up to YYYYMMDDHHMMSS, epoch numbers."""
 
 from typing import Any
 
@@ -11,13 +11,15 @@ NO_TIME = np.iinfo(np.int64).min
 DAY = 86400
 _NUMBER = r"^\s*[+-]?\d+(\.\d*)?([eE][+]?\d+)?\s*$"
 _EPOCH_UNITS = ((10**8, 10**11, 1), (10**11, 10**14, 10**3), (10**14, 10**17, 10**6), (10**17, 2**63, 10**9))
+# YYYYMMDDHH and YYYYMMDDHHMM: in this range few epochs, of the 2030s and of 1976, look like them
+_SHORT_MOMENTS = ((1979_01_01_00, 2100_12_31_23, 10**4), (1979_01_01_00_00, 2100_12_31_23_59, 100))
 
 
 def parse_times(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Epoch seconds (UTC), :data:`NO_TIME` where there is no readable time: int64 [rows].
 
-    Whole numbers are YYYYMMDD or YYYYMMDDHHMMSS where they can be, else an epoch in seconds,
-    milliseconds, microseconds or nanoseconds by their size. Text without a zone is UTC.
+    Whole numbers are YYYYMMDD, YYYYMMDDHH, YYYYMMDDHHMM or YYYYMMDDHHMMSS where they can be, else an epoch
+    in seconds, milliseconds, microseconds or nanoseconds by their size. Text without a zone is UTC.
     """
     encoded = _combined(column).dictionary_encode()
     seconds = np.append(_parse_distinct(encoded.dictionary), NO_TIME)
@@ -66,11 +68,15 @@ def _whole(numbers: np.ndarray) -> np.ndarray:
 
 
 def seconds_of_numbers(numbers: np.ndarray) -> np.ndarray:
-    """Epoch seconds of YYYYMMDD, YYYYMMDDHHMMSS or epoch numbers: int64."""
+    """Epoch seconds of YYYYMMDD, with HH, HHMM or HHMMSS behind it or not, or of epoch numbers: int64."""
     seconds = np.full(len(numbers), NO_TIME, np.int64)
     for low, high, per_second in _EPOCH_UNITS:
         chosen = (numbers >= low) & (numbers < high)
         seconds[chosen] = numbers[chosen] // per_second
+    for low, high, scale in _SHORT_MOMENTS:
+        chosen = (numbers >= low) & (numbers <= high)
+        found = _seconds_of_digits(numbers[chosen] * scale)
+        seconds[chosen] = np.where(found == NO_TIME, seconds[chosen], found)
     days = (numbers >= 1800_01_01) & (numbers <= 2200_12_31)
     moments = (numbers >= 1800_01_01_00_00_00) & (numbers <= 2200_12_31_23_59_59)
     seconds[days] = _seconds_of_digits(numbers[days] * 10**6)

@@ -39,10 +39,10 @@ class Clock:
             if self.granularity is None:
                 return (int(str(time)) - self.origin) // self.step
             moment = datetime.fromisoformat(_DATE_ADDED.sub(r"\1T\2", str(time)))
-        except ValueError as error:
+            moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, OverflowError) as error:
             wanted = (
                 "an integer" if self.granularity is None else "an ISO time like 2017-11-08T12:00, or 20171108120000"
             )
             raise DataError(f"time {time!r} is not {wanted}") from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return (int(moment.timestamp()) - self.origin) // self.step

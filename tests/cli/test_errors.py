@@ -88,6 +88,12 @@ WRONG_USAGE = {
     "an empty folder": (("ingest", "events.parquet", "--out", ""), "--out is empty; leave it out or give it a value"),
     "an empty folder in one word": (("ingest", "events.parquet", "--out="), "--out is empty"),
     "an empty name": (("train", "--run-name", "", "--overwrite", *SMALL), "--run-name is empty"),
+    "too many mentions": (("ingest", "sample", "--min-mentions", "99999999999999999999"), "'--min-mentions'"),
+    "centuries": (("ingest", "sample", "--granularity", "99999999999999999999d"), "wider than a hundred years"),
+    "after the calendar": (
+        ("predict", "ENTITY 1", "042", "--checkpoint", BEST, "--at", "9999-12-31T23:00-05:00"),
+        "'9999-12-31T23:00-05:00' is not an ISO time",
+    ),
     "mixed sources": (("ingest", "quadruples", "events.parquet", "--out", "new"), "a quadruple folder"),
 }
 

@@ -114,6 +114,9 @@ def test_literal_quotes_in_tab_exports_are_text(tmp_path, events):
     found, rows, _ = read(path, IngestConfig(keep_self_pairs=True))
     assert rows == len(found) == len(events)
     assert {'"HALF QUOTED', 'FIVE" PIPE'} <= set(found["entity1"].to_pylist())
+    names[0], names[1] = '"HALF QUOTED', '"QUOTED"'
+    path.write_bytes(export(events.set_column(events.column_names.index("Actor1Name"), "Actor1Name", pa.array(names))))
+    assert read(path, IngestConfig(keep_self_pairs=True))[2] == {}
 
 
 def test_damaged_lines_are_counted(tmp_path):

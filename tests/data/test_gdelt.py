@@ -122,6 +122,8 @@ def test_headers_in_any_spelling():
         pa.array([20171108, None]),
         pa.array([20171108.0, None]),
         pa.array([20171108000000, None]),
+        pa.array([201711080000, None]),
+        pa.array(["2017110800", "x"]),
         pa.array(["20171108", None]),
         pa.array([" 20171108000000 ", "20171308"]),
         pa.array(["2.0171108e+13", "20171108250000"]),
@@ -140,6 +142,10 @@ def test_headers_in_any_spelling():
 def test_times_as_they_come(column):
     for form in (column, pa.chunked_array([column]), column.dictionary_encode()):
         assert parse_times(form).tolist() == [seconds(2017, 11, 8), NO_TIME]
+
+
+def test_numbers_that_are_no_short_moments_are_epochs():
+    assert parse_times(pa.array([2017110824, 201713080000])).tolist() == [2017110824, 201713080]
 
 
 def test_no_times_at_all():

@@ -1,6 +1,9 @@
 import json
+import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geopol_tkg.config import IngestConfig
+from geopol_tkg.config import SAMPLE_CONFIG, IngestConfig, RelationKind
 from geopol_tkg.data import selection
+from geopol_tkg.data.cameo_words import relation_meaning
 from geopol_tkg.data.dataset import Dataset
 from geopol_tkg.data.events import mock_events
 from geopol_tkg.data.ingest import ingest
@@ -158,6 +162,33 @@ def test_too_few_timestamps(event_file):
         ingest([str(event_file())], IngestConfig())
 
 
+def test_a_time_far_ahead_leaves_nothing_unsaid(tmp_path):
+    rows = [("A", "r", "B", f"2017-11-01T00:0{i}") for i in range(3)]
+    source = write_csv(tmp_path / "far.csv", [*rows, ("B", "r", "A", "9999-12-31")])
+    with pytest.raises(DataError, match=r"--num-days 30 before 9999-12-31 left out 3 rows$"):
+        ingest([source], IngestConfig(granularity="1min"))
+    with pytest.raises(DataError, match=r"times span 4,198,212,000 steps of 1min"):
+        ingest([source], IngestConfig(granularity="1min", num_days=0))
+
+
+def test_file_names_need_not_be_utf8(tmp_path):
+    source = write_csv(tmp_path / os.fsdecode(b"\xe9.csv"), [("A", "r", "B", f"2017-11-0{i}") for i in range(1, 5)])
+    dataset = ingest([source], IngestConfig())
+    place = tmp_path / os.fsdecode(b"d\xe9")
+    dataset.save(place)
+    loaded = Dataset.load(place)
+    assert loaded.content_hash == dataset.content_hash
+    assert loaded.details["sources"][0]["path"] == source
+
+
+@pytest.mark.parametrize("kind", get_args(RelationKind))
+def test_every_relation_of_the_sample_means_something(kind):
+    dataset = ingest(["sample"], replace(SAMPLE_CONFIG, relation=kind))
+    meanings = [relation_meaning(dataset.relation_kind, label) for label in dataset.relations]
+    assert all(meanings)
+    assert len(set(meanings)) > 15
+
+
 def test_only_empty_files(tmp_path):
     (tmp_path / "x.csv").touch()
     with pytest.raises(DataError, match="no rows in the 1 file"):
@@ -285,6 +316,11 @@ def test_quadruple_folder_by_hand(tmp_path):
     assert dataset.details["gaps"]["missing_steps"] == 1
     dataset.save(tmp_path / "out")
     assert Dataset.load(tmp_path / "out").details == dataset.details
+
+
+def test_labels_that_stand_twice_are_told_apart(tmp_path):
+    files = {"train": "0 0 1 0\n2 0 1 1\n", "valid": "0 0 1 2\n", "entity2id": "X\t0\nX\t1\nX (1)\t2\n"}
+    assert ingest([write_folder(tmp_path, **files)], IngestConfig()).entities == ("X", "X (1)", "X (1) (1)")
 
 
 def test_quadruples_without_labels_and_without_test(tmp_path):

@@ -454,6 +454,7 @@ def test_recurrency_stays_out_where_it_cannot_be_fitted(world):
     content = call("report", *named, "--split", "train", "--examples", "0", "--json").json()
     assert [model["name"] for model in content["models"]] == ["tirgn_best", "recurrency:0.02,0.9", "frequency"]
     assert call("eval", "recurrency", "--split", "train").code == 2
+    assert call("eval", "frequency", "--split", "train").code == 0
 
 
 @pytest.mark.parametrize(

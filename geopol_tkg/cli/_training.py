@@ -285,7 +285,7 @@ def _train(
 
 
 def _compile(run: TrainingRun, output: Output) -> None:
-    """Compile the largest step; refuses what cannot fit before anything is written."""
+    """Compile the step that needs most memory; refuses what cannot fit before anything is written."""
     if run.standing.ending(run.config) is not None:
         return
     output.note("compiling the optimiser step")

@@ -28,7 +28,7 @@ class Plan(Protocol):
         queries: int32 [q, 3], subject, relation (with inverses), object; grouped by step.
         times: int32 [s], time index of the queries.
         shape_of: int32 [s], which of ``shapes`` fits.
-        shapes: padded sizes, each with its ``queries``, the largest first; what an optimiser step is compiled for.
+        shapes: padded sizes, each with its ``queries``, the most first; what an optimiser step is compiled for.
     """
 
     @property

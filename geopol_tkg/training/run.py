@@ -38,6 +38,7 @@ from geopol_tkg.training.prepare import prepare
 from geopol_tkg.training.step import TrainState, initial_state, learning_rate
 from geopol_tkg.training.trackers import TrainingLogger
 
+_MUCH = 1.25  # growth of one size of a step that may make it the one that needs most memory
 FitTemperature = Callable[[TrainedForecaster], dict[str, Any]]
 Validate = Callable[[TrainedForecaster], dict[str, Any] | None]
 
@@ -214,6 +215,7 @@ class TrainingRun:
     def _keep(self, result: EpochResult, logger: TrainingLogger) -> None:
         """Best, logs, last: should the process die in between, the last one repeats the epoch, logs and all."""
         completed = result.standing.epoch > self.standing.epoch
+        moved = completed or result.standing.step_in_epoch != self.standing.step_in_epoch
         self.standing = result.standing
         if result.improved:
             save_checkpoint(self.files.best, self._checkpoint(result, with_resume=False))
@@ -224,8 +226,8 @@ class TrainingRun:
             logger.log(result.standing.epoch, self._metrics(result))
             self.memory.new_epoch()
         interval_over = completed and result.standing.epoch % self.config.checkpoint_interval == 0
-        if interval_over or result.stopped is not None or self._is_due():
-            self._save_last(result)
+        if (interval_over or result.stopped is not None or self._is_due()) and (moved or not self._is_saved):
+            self._save_last(result)  # not over what a resumed run began with, which knows its loss and metrics
 
     def _leaves_another_best(self, result: EpochResult, *, completed: bool) -> bool:
         """Whether a best checkpoint there is of another run; that before a refit stays until its one epoch to keep."""
@@ -250,34 +252,41 @@ class TrainingRun:
             "lower --lr or --grad-clip, or use --precision f32"
         )
 
-    def step_memory(self, *, only_largest: bool = False) -> list[StepMemory]:
+    def step_memory(self) -> list[StepMemory]:
         """Compile each step shape (training uses the same programs) and tell the bytes its buffers need."""
-        found = []
-        for shape in self.plan.shapes[: 1 if only_largest else None]:
-            order = jnp.arange(len(self.plan), dtype=jnp.int32)
-            key = jax.random.key(self.config.seed)
-            lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)
-            analysis = lowered.compile().memory_analysis()
-            found.append(
-                StepMemory(
-                    steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
-                    queries=shape.queries,
-                    neighbours=shape.window.neighbours if isinstance(shape, StepShape) else None,
-                    argument_bytes=analysis.argument_size_in_bytes,
-                    temporary_bytes=analysis.temp_size_in_bytes
-                    + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
-                )
-            )
-        return found
+        return [self._memory_of(shape) for shape in self.plan.shapes]
+
+    def _memory_of(self, shape: Any) -> StepMemory:
+        order = jnp.arange(len(self.plan), dtype=jnp.int32)
+        key = jax.random.key(self.config.seed)
+        lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)
+        analysis = lowered.compile().memory_analysis()
+        return StepMemory(
+            steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
+            queries=shape.queries,
+            neighbours=shape.window.neighbours if isinstance(shape, StepShape) else None,
+            argument_bytes=analysis.argument_size_in_bytes,
+            temporary_bytes=analysis.temp_size_in_bytes
+            + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
+        )
 
     def require_memory(self) -> StepMemory:
-        """The largest step, which is compiled for it; refuses to start what cannot fit.
+        """The step that needs most, which is compiled for it; refuses to start what cannot fit.
+
+        The shape with most queries is compiled, and another one where it may need more: quiet days after a burst
+        have few queries and a large window.
 
         Raises:
             TrainingError: the step needs more than is free.
         """
-        (largest,) = self.step_memory(only_largest=True)
         free = free_bytes(self.device)
+        first, *others = self.plan.shapes
+        largest = self._memory_of(first)
+        for shape in others:
+            sizes = zip(jax.tree.leaves(shape), jax.tree.leaves(first), strict=True)
+            growth = max(own / max(size, 1) for own, size in sizes)
+            if growth > _MUCH or (free is not None and largest.temporary_bytes * growth > free):
+                largest = max(largest, self._memory_of(shape), key=lambda step: step.temporary_bytes)
         if free is not None and largest.temporary_bytes > free:
             raise TrainingError(too_little_memory(largest, free, self.device, model=self.model, config=self.config))
         return largest

@@ -326,6 +326,15 @@ def test_a_resumed_run_that_stops_at_once_keeps_its_best_checkpoint(finished):
     assert all(path.exists() for path in ahead.values())
 
 
+def test_a_resumed_run_that_stops_at_once_changes_nothing_of_the_last(finished):
+    before = arrays_of(LAST), json.loads(LAST.with_suffix(".json").read_text())
+    assert before[1]["metrics"]["valid"]["mrr"] > 0
+    done = call(*TRAIN, "--resume", "--epochs", "9", "--max-time", "1e-9", "--json").json()
+    assert (done["epochs_trained"], done["status"]) == (3, "max_time")
+    assert json.loads(LAST.with_suffix(".json").read_text()) == before[1]
+    assert_same_arrays(arrays_of(LAST), before[0])
+
+
 def test_logs_of_another_run_are_not_replaced_unasked(finished):
     before = sorted(Path("runs/regcn").iterdir())
     refused = call(*TRAIN, "--epochs", "1", "--model-dir", "elsewhere")

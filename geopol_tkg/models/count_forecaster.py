@@ -123,7 +123,7 @@ def _grown(size: int, needed: int) -> int:
 
 def past_at(context: CountContext, time: int, config: ModelConfig, horizon: int | None) -> Past:
     """The past of a time, on the device."""
-    latest = None if horizon is None else np.int32(horizon)
+    latest = None if horizon is None else np.int32(max(horizon, -np.iinfo(np.int32).max))
     return _past_of(context.tables, np.int32(time), half_lives=config.half_lives, horizon=latest)
 
 

@@ -21,6 +21,7 @@ from geopol_tkg.models.layers import (
     split_key,
     uniform,
     weighted_moments,
+    widened,
 )
 
 
@@ -122,8 +123,8 @@ def _convolved_moments(patches: Array, kernel: Array, bias: Array, weight: Array
 
     ``mean = k . E[p] + b`` and ``var = k' Cov(p) k``: no pass over the [b, d, channels] output.
     """
-    count = jnp.sum(weight) * patches.shape[1]
-    divisor = jnp.maximum(count, 1).astype(jnp.float32)
+    count = jnp.sum(weight).astype(widened(patches.dtype)) * patches.shape[1]
+    divisor = jnp.maximum(count, 1)
     rows = patches.reshape(-1, patches.shape[-1])
     weighted = (patches * weight[:, None, None].astype(patches.dtype)).reshape(rows.shape)
     mean = jnp.sum(weighted, axis=0) / divisor

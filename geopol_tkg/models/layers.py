@@ -220,7 +220,7 @@ class GRUCell(nnx.Module):
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance per channel [c], and the number of samples behind them."""
+    """Mean and biased variance per channel [c], and how many samples are behind them: too many for int32."""
 
     mean: Array
     var: Array
@@ -269,8 +269,8 @@ def weighted_moments(x: Array, weight: Array) -> Moments:
     width = 1
     for size in x.shape[1:-1]:
         width *= size
-    count = jnp.sum(weight) * width
-    divisor = jnp.maximum(count, 1).astype(jnp.float32)
+    count = jnp.sum(weight).astype(values.dtype) * width
+    divisor = jnp.maximum(count, 1)
     mean = jnp.sum(values * times, axis=axes) / divisor
     var = jnp.sum(jnp.square(values - mean) * times, axis=axes) / divisor
     return Moments(mean, var, count)

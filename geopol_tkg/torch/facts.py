@@ -94,9 +94,11 @@ class KnownFacts:
         history_length: int | None,
         time_index: int | None = None,
     ) -> "KnownFacts":
-        """From facts [f, 4]; the next step is the one after the last fact, where no other is given."""
+        """From facts [f, 4]; the next step is the one after the last fact, or 0, where no other is given."""
         nothing = np.zeros((0, 3), np.int32)
         empty = cls(num_entities, num_relations, history_length, (), (), nothing, nothing[:, 0], nothing[:, 0], 0)
+        if time_index is None:
+            time_index = int(facts[:, 3].max()) + 1 if len(facts) else 0
         return empty.extended(facts, time_index=time_index)
 
     def extended(self, facts: np.ndarray, *, time_index: int | None = None) -> "KnownFacts":
@@ -112,7 +114,8 @@ class KnownFacts:
             snapshots[time] = np.concatenate([snapshots[time], added]) if time in snapshots else added
         times = sorted(snapshots)
         kept = times if self.history_length is None else times[max(len(times) - self.history_length, 0) :]
-        following = max(self.time_index, int(new[:, 3].max(initial=-1)) + 1) if time_index is None else time_index
+        if time_index is None:
+            time_index = max([self.time_index, *(new[:, 3] + 1).tolist()])
         return KnownFacts(
             self.num_entities,
             self.num_relations,
@@ -122,7 +125,7 @@ class KnownFacts:
             triples=np.concatenate([self.triples, new[:, :3]])[first],
             counts=counts,
             last_seen=last_seen,
-            time_index=following,
+            time_index=time_index,
         )
 
     def new_among(self, facts: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Axis letters: n entities, r relations, r2 with inverses, d hidden, e edges, b qu
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize, relu
@@ -152,8 +153,11 @@ class TimeEncoding(nn.Module):
 
 
 def _multiply_add(weight: Tensor, time: int, bias: Tensor) -> Tensor:
-    """``weight * time + bias`` rounded once, as XLA fuses it; a second rounding shows in the sine of a large time."""
-    return (weight.double() * time + bias.double()).to(weight.dtype)
+    """``weight * time + bias`` rounded once, as XLA fuses it; a second rounding shows in the sine of a large time.
+
+    The time itself is a float32 number, as it is there.
+    """
+    return (weight.double() * float(np.float32(time)) + bias.double()).to(weight.dtype)
 
 
 def mask_history(history: Tensor, raw: Tensor, seen: Tensor, mode: MaskMode) -> Tensor:

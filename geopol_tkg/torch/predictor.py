@@ -221,14 +221,15 @@ class TKGPredictor:
         """
         if isinstance(facts, np.ndarray) and np.issubdtype(facts.dtype, np.integer):
             rows, skipped = facts.reshape(-1, 4).astype(np.int64), 0
-            last = int(rows[:, 3].max(initial=-1))
+            last = max(rows[:, 3].tolist(), default=None)
         else:
             rows, skipped, last = self._translate(facts, unknown)
         with self._updating:
             known = self.facts
             self._require_new(rows, last, known)
             added = len(known.new_among(rows))
-            self.facts = known.extended(rows, time_index=max(known.time_index, last + 1))
+            following = known.time_index if last is None else max(known.time_index, last + 1)
+            self.facts = known.extended(rows, time_index=following)
         return Update(added, len(rows) - added, skipped)
 
     def evolved(self) -> Evolved:
@@ -239,9 +240,9 @@ class TKGPredictor:
         """
         return self._evolve(self.facts)
 
-    def _translate(self, facts: Iterable[Any], unknown: str) -> tuple[np.ndarray, int, int]:
+    def _translate(self, facts: Iterable[Any], unknown: str) -> tuple[np.ndarray, int, int | None]:
         """Facts by label as int64 [f, 4], how many are left out, and the last time index of all."""
-        rows, skipped, last = [], 0, -1
+        rows, skipped, last = [], 0, None
         for fact in facts:
             try:
                 subject, relation, object_, time = fact
@@ -250,18 +251,18 @@ class TKGPredictor:
             labels = (self._entities, subject), (self._relations, relation), (self._entities, object_)
             ids = self._query("zero" if unknown == "skip" else "error", *labels)
             index = self._clock.index(time)
-            last = max(last, index)
+            last = index if last is None else max(last, index)
             if ids is None:
                 skipped += 1
             else:
                 rows.append([*(int(array[0]) for array in ids), index])
         return np.array(rows, np.int64).reshape(-1, 4), skipped, last
 
-    def _require_new(self, rows: np.ndarray, last: int, known: KnownFacts) -> None:
+    def _require_new(self, rows: np.ndarray, last: int | None, known: KnownFacts) -> None:
         entities, relations = self.config.num_entities, self.config.num_relations
         for column, (what, size) in enumerate([("subject", entities), ("relation", relations), ("object", entities)]):
             checked_ids(rows[:, column], size, what)
-        if last >= _LATEST:
+        if last is not None and last >= _LATEST:
             raise DataError(f"a fact with time index {last}: too far ahead")
         if len(rows) and known.snapshot_times and int(rows[:, 3].min()) < known.snapshot_times[-1]:
             found, wanted = self._clock.label(int(rows[:, 3].min())), self._clock.label(known.snapshot_times[-1])

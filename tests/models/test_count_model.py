@@ -507,6 +507,12 @@ def test_all_blocks_of_an_evaluation_are_scored_by_one_program():
     assert _log_probabilities._cache_size() == programs + 1
 
 
+def test_a_horizon_may_lie_before_all_that_int32_counts():
+    """As of multi-step forecasts of train, asked on a dataset older than the model's."""
+    hidden = forecaster(FACTS, horizon=-(2**31) - 50).at(7)(*EVERY_QUERY)
+    np.testing.assert_array_equal(hidden, forecaster(FACTS, horizon=-5).at(7)(*EVERY_QUERY))
+
+
 @pytest.mark.parametrize("horizon", [None, 3])
 def test_room_is_made_for_what_will_be_asked(horizon):
     model = forecaster(FACTS, horizon=horizon)

@@ -125,6 +125,15 @@ def test_padding_rows_move_no_statistics():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_moments_of_more_samples_than_int32_counts():
+    values = jax.random.normal(jax.random.key(1), (4, 200, 2))
+    few, many = (weighted_moments(values, jnp.full(4, weight)) for weight in (1, 2**23))
+    for a, b in zip(many[:2], few[:2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert many.count == 800 * 2.0**23
+    assert merged(jax.tree.map(lambda value: jnp.stack([value] * 2), many)).count == 1600 * 2.0**23
+
+
 def test_moments_of_parts_are_those_of_the_whole():
     values = 3 + jax.random.normal(jax.random.key(1), (12, 4, 3))
     mask = jnp.arange(12) < 7

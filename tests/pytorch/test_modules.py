@@ -153,16 +153,17 @@ def test_sizes_are_the_published_ones(model_type, count):
     assert jax_network.parameter_count(shapes) == count
 
 
-def test_time_vectors_of_a_large_index_are_those_of_jax():
-    """A year of 15-minute steps: there the sine shows how its argument was rounded."""
+@pytest.mark.parametrize("time", [35_000, 2**24 + 11])
+def test_time_vectors_of_a_large_index_are_those_of_jax(time):
+    """A year of 15-minute steps: there the sine shows how its argument was rounded; and beyond the float32 integers."""
     encoding = jax_decoders.TimeEncoding(200, key=jax.random.key(0))
     graphdef, state = nnx.split(encoding)
     fused = {"xla_backend_optimization_level": 3}  # a product and a sum are rounded once, as for users
     encode = jax.jit(lambda state, time: nnx.merge(graphdef, state)(time, 3), compiler_options=fused)
-    expected = encode(state, jnp.int32(35_000))
+    expected = encode(state, jnp.int32(time))
     found = TimeEncoding(200)
     found.load_state_dict({name: torch.tensor(np.array(array)) for name, array in flatten(state).items()})
-    for mine, theirs in zip(found(35_000, 3), expected, strict=True):
+    for mine, theirs in zip(found(time, 3), expected, strict=True):
         np.testing.assert_allclose(mine.detach(), theirs, rtol=1e-6, atol=1e-6)
 
 

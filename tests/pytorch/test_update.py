@@ -201,3 +201,17 @@ def test_an_update_keeps_what_the_file_says_of_a_later_step(dataset, tmp_path):
     predictor.facts = replace(predictor.facts, time_index=0)
     predictor.update(np.array([[0, 1, 2, LAST + 5]]))
     assert predictor.time_index == LAST + 6
+
+
+def test_time_goes_on_before_the_first_index_too(early, dataset):
+    """A file converted on older facts than the network was trained on has times below 0."""
+    predictor = early(dataset)
+    shifted = dataset.facts - np.array([0, 0, 0, 100], np.int32)
+    predictor.facts = known(shifted, 3)
+    assert predictor.time_index == LAST - 99
+    for none in (np.zeros((0, 4), np.int64), []):
+        predictor.update(none)
+        assert predictor.time_index == LAST - 99
+    predictor.update(np.array([[0, 1, 2, LAST - 95]]))
+    assert predictor.time_index == LAST - 94
+    assert predictor.facts.extended(shifted[-1:] + np.array([0, 0, 0, 20])).time_index == LAST - 79

@@ -142,7 +142,8 @@ class EagerSteps:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             self._loss = self._likelihood(index)
         self._loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._config.grad_clip)
+        if self._config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._config.grad_clip)
         self._optimiser.step()
         return self._loss
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,6 +28,19 @@ class StepMemory:
     neighbours: int | None
     argument_bytes: int
     temporary_bytes: int
+
+    @classmethod
+    def of(cls, program: Any, *, steps: int, queries: int, neighbours: int | None) -> "StepMemory":
+        """By the plan of the compiler, of a compiled step."""
+        analysis = program.memory_analysis()
+        kept = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
+        return cls(steps, queries, neighbours, analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + kept)
+
+
+def most_growth(first: Any, other: Any) -> float:
+    """How many times as large as in one step shape a size is in another, of the size that grows most."""
+    sizes = zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+    return max(own / max(size, 1) for size, own in sizes)
 
 
 def free_bytes(device: jax.Device) -> int | None:

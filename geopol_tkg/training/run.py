@@ -32,7 +32,7 @@ from geopol_tkg.errors import CheckpointError, TrainingError, no_gpu
 from geopol_tkg.models.network import parameter_count
 from geopol_tkg.models.registry import TrainedForecaster, build_context, build_forecaster
 from geopol_tkg.training.loop import EpochResult, NotFiniteError, Standing, StopReason, fit
-from geopol_tkg.training.memory import MemoryMeter, StepMemory, free_bytes, too_little_memory
+from geopol_tkg.training.memory import MemoryMeter, StepMemory, free_bytes, most_growth, too_little_memory
 from geopol_tkg.training.plan import StepShape
 from geopol_tkg.training.prepare import prepare
 from geopol_tkg.training.step import TrainState, initial_state, learning_rate
@@ -260,14 +260,11 @@ class TrainingRun:
         order = jnp.arange(len(self.plan), dtype=jnp.int32)
         key = jax.random.key(self.config.seed)
         lowered = self._trainer.step.lower(self._trainer, self._state, self._data, order, key, shape=shape)
-        analysis = lowered.compile().memory_analysis()
-        return StepMemory(
+        return StepMemory.of(
+            lowered.compile(),
             steps=int((self.plan.shape_of == self.plan.shapes.index(shape)).sum()),
             queries=shape.queries,
             neighbours=shape.window.neighbours if isinstance(shape, StepShape) else None,
-            argument_bytes=analysis.argument_size_in_bytes,
-            temporary_bytes=analysis.temp_size_in_bytes
-            + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
         )
 
     def require_memory(self) -> StepMemory:
@@ -279,12 +276,11 @@ class TrainingRun:
         Raises:
             TrainingError: the step needs more than is free.
         """
-        free = free_bytes(self.device)
         first, *others = self.plan.shapes
         largest = self._memory_of(first)
+        free = free_bytes(self.device)
         for shape in others:
-            sizes = zip(jax.tree.leaves(shape), jax.tree.leaves(first), strict=True)
-            growth = max(own / max(size, 1) for own, size in sizes)
+            growth = most_growth(first, shape)
             if growth > _MUCH or (free is not None and largest.temporary_bytes * growth > free):
                 largest = max(largest, self._memory_of(shape), key=lambda step: step.temporary_bytes)
         if free is not None and largest.temporary_bytes > free:
